@@ -1,0 +1,231 @@
+"""The one attention primitive, and the flat layout of a batch that it reads.
+
+Tokens travel flat: B sequences of n_b tokens are one tensor of T = sum n_b rows, without padding. Only this file ever pads, and
+only on the paths that need a rectangle. Letters used below:
+
+    B sequences   T tokens   H heads   d head width   b sequences of one bucket   L longest of the bucket
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Bias = Sequence[Tensor]
+"""One additive tensor per bucket, broadcastable to (b, H, Lq, Lk), with padded keys already at the dtype's minimum."""
+
+TIGHT = 0.75  # a bucket holds neighbours down to this share of its longest sequence
+WRITTEN_OUT_BELOW = 512  # tokens: up to here softmax(q k^T) v by hand beats the fused kernel in bf16 on CPUs (docs/LOG.md)
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Neighbouring sequences first..last-1 (tokens start..stop-1 of the flat batch) that share one rectangle (b, L)."""
+
+    first: int
+    last: int
+    start: int
+    stop: int
+    width: int
+    slots: Tensor | None  # (stop-start,) where each token lies in the flattened (b * L) rectangle; None: it fills it exactly
+    real: Tensor | None  # (b, L) bool, True = a token lies there; None: no padding
+
+    @property
+    def size(self) -> int:
+        return self.last - self.first
+
+    def pad(self, flat: Tensor) -> Tensor:
+        """(T, ...) -> (b, L, ...): this bucket's tokens as a rectangle, zeros in the padding."""
+        part = flat[self.start : self.stop]
+        if self.slots is None:
+            return part.view(self.size, self.width, *flat.shape[1:])
+        grid = part.new_zeros(self.size * self.width, *flat.shape[1:])
+        return grid.index_copy(0, self.slots, part).view(self.size, self.width, *flat.shape[1:])
+
+    def unpad(self, grid: Tensor) -> Tensor:
+        """(b, L, ...) -> (stop-start, ...)."""
+        flat = grid.reshape(self.size * self.width, *grid.shape[2:])
+        return flat if self.slots is None else flat.index_select(0, self.slots)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the sequences of a flat batch begin and end.
+
+    Any order of sequences is right; sorting them by length (longest first) makes the buckets few and tight.
+    """
+
+    lengths: tuple[int, ...]
+    cu_seqlens: Tensor  # (B+1,) int32
+    buckets: tuple[Bucket, ...]
+
+    @classmethod
+    def of(cls, lengths: Sequence[int], splits: Sequence[int] | None = None, device: str | torch.device = "cpu") -> "Layout":
+        """Lay out sequences of these lengths.
+
+        Args:
+            lengths: tokens of each sequence, each at least 1.
+            splits: first sequence of each bucket after the first. Two layouts that attend to each other need the same splits;
+                by default a bucket ends where the next sequence is under three quarters (or over all) of its first.
+        """
+        sizes = torch.as_tensor(lengths, dtype=torch.int64)
+        lengths = tuple(sizes.tolist())
+        if splits is None:
+            splits, longest = [], lengths[0] if lengths else 0
+            for i, n in enumerate(lengths):
+                if n > longest or n < TIGHT * longest:
+                    splits.append(i)
+                    longest = n
+        ends = torch.zeros(len(lengths) + 1, dtype=torch.int64)
+        torch.cumsum(sizes, 0, out=ends[1:])
+        edges = [0, *splits, len(lengths)] if lengths else []
+        buckets = [cls._bucket(first, last, sizes, ends) for first, last in zip(edges, edges[1:])]
+        return cls(lengths, ends.to(torch.int32), tuple(buckets)).to(device)
+
+    @staticmethod
+    def _bucket(first: int, last: int, sizes: Tensor, ends: Tensor) -> Bucket:
+        start, stop = int(ends[first]), int(ends[last])
+        width = int(sizes[first:last].max())
+        if width * (last - first) == stop - start:
+            return Bucket(first, last, start, stop, width, None, None)
+        real = torch.arange(width) < sizes[first:last, None]
+        return Bucket(first, last, start, stop, width, real.flatten().nonzero().squeeze(1), real)
+
+    def to(self, device: str | torch.device) -> "Layout":
+        if self.cu_seqlens.device == torch.device(device):
+            return self
+        move = lambda x: None if x is None else x.to(device, non_blocking=True)  # noqa: E731
+        buckets = [Bucket(k.first, k.last, k.start, k.stop, k.width, move(k.slots), move(k.real)) for k in self.buckets]
+        return Layout(self.lengths, self.cu_seqlens.to(device, non_blocking=True), tuple(buckets))
+
+    @property
+    def splits(self) -> list[int]:
+        """First sequence of each bucket after the first, for a second layout that must match this one."""
+        return [bucket.first for bucket in self.buckets[1:]]
+
+    @property
+    def max_len(self) -> int:
+        return max(self.lengths, default=0)
+
+    @cached_property
+    def first_rows(self) -> Tensor:
+        """(B,) flat index of each sequence's first token."""
+        return self.cu_seqlens[:-1].long()
+
+    @cached_property
+    def sequence(self) -> Tensor:
+        """(T,) the sequence that each token belongs to."""
+        counts = self.cu_seqlens.diff()
+        total = sum(self.lengths)  # known on the host, so the device need not be asked
+        return torch.repeat_interleave(torch.arange(len(self.lengths), device=counts.device), counts, output_size=total)
+
+    @property
+    def positions(self) -> Tensor:
+        """(T,) 0, 1, 2, ... within each sequence."""
+        return torch.arange(sum(self.lengths), device=self.cu_seqlens.device) - self.first_rows[self.sequence]
+
+
+def make_bias(
+    q_layout: Layout,
+    kv_layout: Layout,
+    rule: Callable[[Bucket, Bucket], Tensor | None],
+    dtype: torch.dtype,
+) -> Bias | None:
+    """Build the additive bias of every bucket once, to be shared by all layers.
+
+    Args:
+        rule: (query bucket, key bucket) -> a bool tensor (True = visible) or an additive float tensor, broadcastable to
+            (b, H, Lq, Lk); None where the bucket needs nothing.
+        dtype: of the activations.
+    Returns:
+        None if no bucket needs a bias (then attention takes its fast path). Hidden and padded keys hold the dtype's minimum,
+        which is finite, so that a row that sees nothing gives no NaN.
+    """
+    tensors = [rule(q, kv) for q, kv in zip(q_layout.buckets, kv_layout.buckets)]
+    if all(tensor is None for tensor in tensors):
+        return None
+    finished = []
+    for tensor, kv in zip(tensors, kv_layout.buckets):
+        device = kv_layout.cu_seqlens.device
+        if tensor is None:
+            tensor = torch.zeros(1, 1, 1, kv.width, dtype=dtype, device=device)
+        lowest = torch.finfo(dtype).min
+        if tensor.dtype == torch.bool:
+            visible = tensor if kv.real is None else tensor & kv.real[:, None, None, :]
+            tensor = torch.zeros(visible.shape, dtype=dtype, device=device).masked_fill_(~visible, lowest)
+        else:
+            tensor = tensor.to(dtype)
+            if kv.real is not None:
+                tensor = tensor.masked_fill(~kv.real[:, None, None, :], lowest)
+        finished.append(tensor)
+    return finished
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: Layout,
+    kv_layout: Layout | None = None,
+    bias: Bias | None = None,
+    window: int | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """softmax(q k^T / sqrt(d) + bias) v, each sequence of queries over its own sequence of keys.
+
+    Args:
+        q: (Tq, H, d). k, v: (Tk, H, d).
+        layout: of the queries. kv_layout: of the keys, with the same buckets; default: the queries' own.
+        bias: from `make_bias`; None is the fast path.
+        window: a query sees keys at most this far from its own column; only without `bias`.
+        dropout: probability of dropping an attention weight.
+    Returns:
+        (Tq, H * d)
+    """
+    kv_layout = kv_layout or layout
+    if bias is None and q.is_cuda and q.dtype in (torch.bfloat16, torch.float16) and not dropout:
+        from torch.nn.attention.varlen import varlen_attn  # flash attention over cu_seqlens: no padding at all
+
+        sides = (-1, -1) if window is None else (window, window)
+        mixed = varlen_attn(q, k, v, layout.cu_seqlens, kv_layout.cu_seqlens, layout.max_len, kv_layout.max_len, window_size=sides)
+        return mixed.flatten(1)
+    if bias is None and window is not None and kv_layout.max_len > window + 1:
+        bias = make_bias(layout, kv_layout, lambda a, b: near_columns(a.width, b.width, window, q.device), q.dtype)
+    parts = []
+    for i, (a, b) in enumerate(zip(layout.buckets, kv_layout.buckets)):
+        heads = [x.transpose(1, 2) for x in (a.pad(q), b.pad(k), b.pad(v))]  # (b, L, H, d) -> (b, H, L, d)
+        mask = bias[i] if bias is not None else _padding_mask(b, q.dtype)
+        parts.append(a.unpad(_rectangle(*heads, mask, dropout).transpose(1, 2).flatten(2)))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def near_columns(queries: int, keys: int, window: int, device: torch.device) -> Tensor | None:
+    """(1, 1, Lq, Lk) bool, True where |i - j| <= window; None where the window hides nothing."""
+    if max(queries, keys) <= window + 1:
+        return None
+    apart = torch.arange(queries, device=device)[:, None] - torch.arange(keys, device=device)
+    return (apart.abs() <= window)[None, None]
+
+
+def _padding_mask(bucket: Bucket, dtype: torch.dtype) -> Tensor | None:
+    """(b, 1, 1, L) additive, or None for a bucket without padding."""
+    if bucket.real is None:
+        return None
+    hidden = ~bucket.real[:, None, None, :]
+    return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, torch.finfo(dtype).min)
+
+
+def _rectangle(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+    """Attention over one rectangle: (b, H, Lq, d), (b, H, Lk, d) twice -> (b, H, Lq, d)."""
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and k.shape[2] <= WRITTEN_OUT_BELOW:
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(2, 3)
+        if mask is not None:
+            scores = scores + mask
+        weights = scores.softmax(-1)
+        if dropout:
+            weights = F.dropout(weights, dropout)
+        return weights @ v
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)

@@ -1,0 +1,297 @@
+"""The encoder: one network, configured to be BERT, RoBERTa, ELECTRA, MPNet or ModernBERT. Read this file first.
+
+    T tokens of the flat batch   D width   H heads   d = D/H   F feed-forward width   V vocabulary   E embedding width
+"""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+
+from foretext.model.attention import Bias, Bucket, Layout, attend, make_bias, near_columns
+
+
+class EncoderConfig(BaseModel):
+    """Everything that shapes the network. `presets.py` names the combinations that exist in the field."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    family: Literal["bert", "roberta", "electra", "mpnet", "modernbert"] = "bert"
+    vocab_size: int = Field(gt=0, description="tokens in the vocabulary")
+    width: int = Field(768, gt=0, description="D, features of a token")
+    layers: int = Field(12, gt=0)
+    heads: int = Field(12, gt=0)
+    ffn_width: int = Field(3072, gt=0, description="F, features inside the feed-forward part")
+    max_len: int = Field(512, gt=0, description="longest input in tokens, special tokens included")
+    embedding_width: int | None = Field(None, description="E, features of the embedding tables (ELECTRA); default: width")
+    types: int = Field(2, ge=0, description="token types (segments); 0: none")
+    norm_eps: float = 1e-12
+    window: int | None = Field(None, description="local layers see keys this far away, in tokens (ModernBERT: 64)")
+    global_every: int = Field(3, description="with a window: every n-th layer, from the first, sees everything")
+    rope_theta: float = Field(160_000.0, description="rotary base of global layers")
+    local_rope_theta: float = Field(10_000.0, description="rotary base of local layers")
+    dropout: float = Field(0.0, ge=0, lt=1, description="after embeddings, attention and feed-forward")
+    attention_dropout: float = Field(0.0, ge=0, lt=1, description="on attention weights")
+
+    @model_validator(mode="after")
+    def _fits(self) -> "EncoderConfig":
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        return self
+
+    @property
+    def prenorm(self) -> bool:
+        """Pre-norm residual blocks, rotary positions, gated feed-forward, no biases: ModernBERT's layout."""
+        return self.family == "modernbert"
+
+    @property
+    def table_width(self) -> int:
+        return self.embedding_width or self.width
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A flat batch of token sequences."""
+
+    ids: Tensor  # (T,) int64
+    positions: Tensor  # (T,) int64, from 0 within each sequence
+    layout: Layout
+    types: Tensor | None = None  # (T,) int64; None: all 0
+
+    @classmethod
+    def of(cls, ids: Tensor, lengths: list[int], types: Tensor | None = None) -> "Tokens":
+        layout = Layout.of(lengths, device=ids.device)
+        return cls(ids, layout.positions, layout, types)
+
+    def with_ids(self, ids: Tensor) -> "Tokens":
+        """The same places, other tokens."""
+        return replace(self, ids=ids)
+
+    def to(self, device: str | torch.device) -> "Tokens":
+        move = lambda x: None if x is None else x.to(device, non_blocking=True)  # noqa: E731
+        return Tokens(move(self.ids), move(self.positions), self.layout.to(device), move(self.types))
+
+
+class Linear(nn.Linear):
+    """A linear map whose fp32 master weights follow the activations' dtype; initialised N(0, .02), bias 0."""
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight, std=0.02)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer normalisation in the activations' dtype (statistics are fp32 inside the kernel)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), bias, self.eps)
+
+
+class Rotary:
+    """cos and sin of one rotary base at given positions (RoFormer, arXiv 2104.09864), rotating halves of the head."""
+
+    def __init__(self, positions: Tensor, head_width: int, theta: float, dtype: torch.dtype):
+        rates = theta ** -(torch.arange(0, head_width, 2, device=positions.device, dtype=torch.float32) / head_width)
+        angles = positions[:, None].float() * rates  # (T, d/2)
+        self.cos = angles.cos().to(dtype)[:, None]  # (T, 1, d/2)
+        self.sin = angles.sin().to(dtype)[:, None]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Rotate x (T, H, d): feature k turns with feature k + d/2."""
+        a, b = x.chunk(2, dim=-1)
+        return torch.cat((a * self.cos - b * self.sin, b * self.cos + a * self.sin), dim=-1)
+
+
+class Block(nn.Module):
+    """One layer: attention and feed-forward, each with a residual and a norm.
+
+    Post-norm (BERT, arXiv 1810.04805):     x = LN(x + Wo attention(x));  x = LN(x + W2 gelu(W1 x))
+    Pre-norm (ModernBERT, arXiv 2412.13663): x = x + Wo attention(LN x);   x = x + W2 (gelu(a) * b), [a b] = W1 LN x
+
+    Objectives that attend across two token streams call the parts (`queries`, `keys_values`, `finish`) themselves.
+    """
+
+    def __init__(self, config: EncoderConfig, first: bool = False):
+        super().__init__()
+        D, bias, self.prenorm = config.width, not config.prenorm, config.prenorm
+        self.heads, self.dropout, self.attention_dropout = config.heads, config.dropout, config.attention_dropout
+        self.qkv = Linear(D, 3 * D, bias=bias)
+        self.out = Linear(D, D, bias=bias)
+        # ModernBERT's first layer follows the embedding norm directly and has none of its own.
+        self.attention_norm = nn.Identity() if first and self.prenorm else LayerNorm(D, config.norm_eps, bias=bias)
+        self.up = Linear(D, config.ffn_width * (2 if self.prenorm else 1), bias=bias)
+        self.down = Linear(config.ffn_width, D, bias=bias)
+        self.ffn_norm = LayerNorm(D, config.norm_eps, bias=bias)
+
+    def forward(self, x: Tensor, layout: Layout, bias: Bias | None = None, rotary: Rotary | None = None,
+                window: int | None = None, rows: Tensor | None = None) -> Tensor:
+        """(T, D) -> (T, D), or (K, D) when only `rows` (K,) are wanted: nothing is computed for the others after attention."""
+        q, k, v = self._split(self.qkv(self.enter(x)), 3)
+        if rotary is not None:
+            q, k = rotary(q), rotary(k)
+        return self.finish(x, self.mix(q, k, v, layout, bias=bias, window=window), rows)
+
+    def enter(self, x: Tensor) -> Tensor:
+        """What attention reads: x itself (post-norm) or LN(x) (pre-norm)."""
+        return self.attention_norm(x) if self.prenorm else x
+
+    def queries(self, x: Tensor) -> Tensor:
+        """(T, D) -> (T, H, d); x as given by `enter`."""
+        D = x.shape[-1]
+        return self._split(self._part(x, 0, D), 1)[0]
+
+    def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(T, D) -> twice (T, H, d); x as given by `enter`."""
+        D = x.shape[-1]
+        return self._split(self._part(x, D, 3 * D), 2)
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout, kv_layout: Layout | None = None,
+            bias: Bias | None = None, window: int | None = None) -> Tensor:
+        """`attend` with this layer's dropout: -> (Tq, D)."""
+        return attend(q, k, v, layout, kv_layout, bias, window, self.attention_dropout if self.training else 0.0)
+
+    def finish(self, x: Tensor, mixed: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Everything after attention: output projection, residual, feed-forward, residual. x, mixed: (T, D)."""
+        if rows is not None:
+            x, mixed = x.index_select(0, rows), mixed.index_select(0, rows)
+        x = x + self._drop(self.out(mixed))
+        if self.prenorm:
+            a, b = self.up(self.ffn_norm(x)).chunk(2, dim=-1)
+            return x + self._drop(self.down(F.gelu(a) * b))
+        x = self.attention_norm(x)
+        return self.ffn_norm(x + self._drop(self.down(F.gelu(self.up(x)))))
+
+    def _part(self, x: Tensor, start: int, stop: int) -> Tensor:
+        bias = None if self.qkv.bias is None else self.qkv.bias[start:stop].to(x.dtype)
+        return F.linear(x, self.qkv.weight[start:stop].to(x.dtype), bias)
+
+    def _split(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
+        return x.view(x.shape[0], parts, self.heads, -1).unbind(1)  # (T, parts*D) -> parts x (T, H, d)
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout, self.training) if self.dropout else x
+
+
+class Encoder(nn.Module):
+    """Token ids in, one vector per token out; an embedding never depends on what else is in the batch.
+
+    `compute_dtype` (fp32 or bf16) is what activations and matmuls use; parameters stay fp32.
+    """
+
+    def __init__(self, config: EncoderConfig):
+        super().__init__()
+        self.config = config
+        self.compute_dtype = torch.float32
+        E = config.table_width
+        self.words = nn.Embedding(config.vocab_size, E)
+        self.positions = None if config.prenorm else nn.Embedding(config.max_len, E)
+        self.types = nn.Embedding(config.types, E) if config.types else None
+        self.norm = LayerNorm(E, config.norm_eps, bias=not config.prenorm)
+        self.project = Linear(E, config.width) if E != config.width else nn.Identity()
+        self.relative = nn.Embedding(32, config.heads) if config.family == "mpnet" else None
+        self.blocks = nn.ModuleList(Block(config, first=i == 0) for i in range(config.layers))
+        self.final_norm = LayerNorm(config.width, config.norm_eps, bias=False) if config.prenorm else nn.Identity()
+        for table in (self.words, self.positions, self.types, self.relative):
+            if table is not None:
+                nn.init.normal_(table.weight, std=0.02)
+
+    def forward(self, tokens: Tokens, rows: Tensor | None = None) -> Tensor:
+        """Last hidden states.
+
+        Args:
+            rows: (K,) flat indices of the tokens that someone reads; the last layer then computes only those (exactly the same).
+        Returns:
+            (T, D), or (K, D) with `rows`.
+        """
+        x = self.embed(tokens)
+        biases, rotaries = self.biases(tokens, tokens), self.rotaries(tokens.positions)
+        for i, block in enumerate(self.blocks):
+            last = rows if i == len(self.blocks) - 1 else None
+            x = block(x, tokens.layout, biases[i], rotaries[i], self.window(i), last)
+        return self.final_norm(x)
+
+    def states(self, tokens: Tokens) -> list[Tensor]:
+        """[h_0, ..., h_N], each (T, D): the embeddings and every layer's output, all before the final norm of pre-norm encoders."""
+        x = self.embed(tokens)
+        biases, rotaries = self.biases(tokens, tokens), self.rotaries(tokens.positions)
+        states = [x]
+        for i, block in enumerate(self.blocks):
+            states.append(block(states[-1], tokens.layout, biases[i], rotaries[i], self.window(i)))
+        return states
+
+    def embed(self, tokens: Tokens, vectors: Tensor | None = None) -> Tensor:
+        """h_0 (T, D): word + position + type rows, norm, dropout. `vectors` (T, E) stands in for the word rows."""
+        x = self.words(tokens.ids) if vectors is None else vectors.float()
+        if self.positions is not None:
+            x = x + self.positions(tokens.positions)
+        if self.types is not None:
+            x = x + (self.types.weight[0] if tokens.types is None else self.types(tokens.types))
+        x = self.norm(x).to(self.compute_dtype)
+        return self.project(F.dropout(x, self.config.dropout, self.training) if self.config.dropout else x)
+
+    def biases(self, queries: Tokens, keys: Tokens, visible: list[Tensor] | None = None) -> list[Bias | None]:
+        """The attention bias of every layer for queries over keys; equal biases are one shared tensor.
+
+        Args:
+            visible: per bucket a bool tensor broadcastable to (b, 1, Lq, Lk); None: every key of the sequence.
+        """
+        plain = self._bias(queries, keys, visible, None)
+        if self.config.window is None:
+            return [plain] * self.config.layers
+        if visible is None:  # a window alone needs no bias: `attend` knows it
+            return [plain] * self.config.layers
+        local = self._bias(queries, keys, visible, self.config.window)
+        return [plain if self.window(i) is None else local for i in range(self.config.layers)]
+
+    def _bias(self, queries: Tokens, keys: Tokens, visible: list[Tensor] | None, window: int | None) -> Bias | None:
+        hidden_by = dict(zip(keys.layout.buckets, visible)) if visible is not None else {}
+
+        def rule(a: Bucket, b: Bucket) -> Tensor | None:
+            seen = hidden_by.get(b)
+            if self.relative is None and window is None:
+                return seen
+            apart = b.pad(keys.positions)[:, None, :] - a.pad(queries.positions)[:, :, None]  # (b, Lq, Lk) key - query
+            if window is not None:
+                seen = seen & (apart.abs() <= window)[:, None]
+            if self.relative is None:
+                return seen
+            scores = self.relative(relative_bucket(apart)).permute(0, 3, 1, 2)  # (b, H, Lq, Lk)
+            return scores if seen is None else scores.masked_fill(~seen, torch.finfo(self.compute_dtype).min)
+
+        return make_bias(queries.layout, keys.layout, rule, self.compute_dtype)
+
+    def window(self, layer: int) -> int | None:
+        """How far layer `layer` sees, in tokens; None: everything."""
+        return None if layer % self.config.global_every == 0 else self.config.window
+
+    def rotaries(self, positions: Tensor) -> list[Rotary | None]:
+        """The rotation of every layer at these positions (T,); None for encoders with a position table."""
+        if not self.config.prenorm:
+            return [None] * self.config.layers
+        d = self.config.width // self.config.heads
+        wide = Rotary(positions, d, self.config.rope_theta, self.compute_dtype)
+        near = Rotary(positions, d, self.config.local_rope_theta, self.compute_dtype)
+        return [wide if self.window(i) is None else near for i in range(self.config.layers)]
+
+    def new_block(self) -> Block:
+        """A fresh layer of the same kind, for an objective's decoder or head."""
+        return Block(self.config)
+
+
+BUCKET_EDGES = (8, 12, 16, 23, 32, 46, 64, 91)  # distances at which f(a) steps from 7 + i to 8 + i
+
+
+def relative_bucket(apart: Tensor) -> Tensor:
+    """MPNet's bucket of key position - query position (T5's rule with 32 buckets up to 128), from integers only."""
+    edges = torch.tensor(BUCKET_EDGES, device=apart.device)
+    distance = apart.abs()
+    far = 7 + torch.bucketize(distance, edges, right=True)
+    return torch.where(distance < 8, distance, far) + 16 * (apart > 0)
