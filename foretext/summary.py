@@ -112,6 +112,7 @@ class ReadSummary:
     notes: Counter[str] = field(default_factory=Counter)
     first_examples: list[tuple[int, str]] = field(default_factory=list)  # (line, reason), at most 5 per reason
     details: dict[str, list[str]] = field(default_factory=dict)  # reason -> what to show a person, at most 5
+    unit: str = "lines"  # what `lines` counts
 
     def error(self, reason: str, line: int | None, message: str, found: str | None = None, mend: str = "") -> None:
         """Stop with one sentence, or, if the policy skips `reason`, count a skipped record and return.
@@ -173,7 +174,7 @@ class ReadSummary:
         records = skipped + self.accepted
         why = ", ".join(f"{reason} {count:,}" for reason, count in self.skipped.most_common())
         if not self.accepted:
-            raise UserError(f"{self.source}: no usable record in {self.lines:,} lines"
+            raise UserError(f"{self.source}: no usable record in {self.lines:,} {self.unit}"
                             f"{' (skipped: ' + why + ')' if why else ''}; is this the right file?")
         if skipped > self.policy.max_skip_share * records:
             raise UserError(f"{self.source}: {skipped:,} of {records:,} records skipped ({why}), more than"
@@ -182,7 +183,7 @@ class ReadSummary:
 
     def report(self) -> list[str]:
         """Lines for a person: one with the counts, then one per reason."""
-        out = [f"{self.source}: {self.lines:,} lines, {self.accepted:,} accepted"
+        out = [f"{self.source}: {self.lines:,} {self.unit}, {self.accepted:,} accepted"
                + (f", {self.skipped.total():,} skipped" if self.skipped else "")]
         for what, counter in (("skipped ", self.skipped), ("", self.notes)):
             for reason, count in sorted(counter.items()):

@@ -1,0 +1,232 @@
+"""Exact nearest neighbours over vectors in memory or on disk, and the fusion of rankings.
+
+Legend: Q queries, N documents, D dimensions, R rows of a block.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from foretext.errors import UserError
+from foretext.files import read_json
+from foretext.progress import progress
+from foretext.retrieval.runs import Run, ranking
+
+BLOCK_ROWS = 32_768  # rows scored at once; below 16k the bookkeeping of a block costs more than its product
+QUERIES_TOGETHER = 128  # queries scored against a block at once: enough for matmul speed, 16 MB of scores
+SPARE = 16  # candidates kept beyond k, so that rounding inside the block products cannot push a true neighbour out
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """A folder of embeddings: `shards[s]` is (n_s, D), the rows are numbered through, `ids[i]` names row i."""
+
+    shards: list[np.ndarray]
+    ids: list[str]
+    manifest: dict
+
+
+def open_vectors(folder: str | Path) -> Vectors:
+    """Open `vectors-*.npy` (memory-mapped), `ids-*.txt` and `manifest.json` of one folder, shards in order of name.
+
+    Raises:
+        UserError: no shards, a shard without ids, or counts or dimensions that do not fit.
+    """
+    folder = Path(folder)
+    paths = sorted(folder.glob("vectors-*.npy"), key=lambda path: path.name.encode())
+    if not paths:
+        raise UserError(f"{folder}: found no vectors-*.npy; is this a folder of embeddings?")
+    shards, ids = [], []
+    for path in paths:
+        shard = np.load(path, mmap_mode="r", allow_pickle=False)
+        names = path.with_name(path.name.replace("vectors-", "ids-", 1)).with_suffix(".txt")
+        if not names.exists():
+            raise UserError(f"{path}: the file with its ids, {names.name}, is missing")
+        lines = names.read_bytes().decode("utf-8").split("\n")
+        lines = lines[:-1] if lines[-1] == "" else lines
+        if shard.ndim != 2 or len(lines) != len(shard):
+            raise UserError(f"{names}: expected {len(shard):,} ids for the vectors of shape {shard.shape}, found"
+                            f" {len(lines):,}; encode the corpus again")
+        shards.append(shard)
+        ids += lines
+    manifest = folder / "manifest.json"
+    _check_shapes(shards, str(folder))
+    return Vectors(shards, ids, read_json(manifest) if manifest.exists() else {})
+
+
+def search(queries: np.ndarray, vectors: np.ndarray | Sequence[np.ndarray], k: int, similarity: str = "dot",
+           block_rows: int = BLOCK_ROWS, device: str = "cpu",
+           show_progress: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """The k nearest documents of each query, exactly.
+
+    Reads the vectors once, block by block, so that memory does not grow with them: R*D + 128*R + Q*(k + 16) numbers.
+    Block products in fp32 choose k + 16 candidates, whose products are then taken again in fp64. So equal vectors have
+    equal scores, and the result does not depend on block size, device or shards (unless more than 16 documents tie at
+    the last place).
+
+    Args:
+        queries: float (Q, D).
+        vectors: float (N, D), an array or memmap, or a list of them, numbered through.
+        similarity: "dot", or "cosine" (of vectors of any length; the zero vector has cosine 0 with all).
+        device: where the products run, for example "cuda".
+
+    Returns:
+        scores float32 (Q, min(k, N)), falling, and document numbers int64 of the same shape; ties by document number.
+
+    Raises:
+        UserError: dimensions that do not fit, an unknown similarity, or numbers that are not finite.
+    """
+    import torch
+
+    shards = [vectors] if isinstance(vectors, np.ndarray) else list(vectors)
+    queries = np.ascontiguousarray(queries, dtype=np.float32)
+    rows = _check_shapes(shards, "vectors")
+    if similarity not in ("dot", "cosine"):
+        raise UserError(f"similarity: expected dot or cosine, found {similarity!r}")
+    if k < 1:
+        raise UserError(f"k = {k}: expected at least 1")
+    if queries.ndim != 2 or queries.shape[1] != shards[0].shape[1]:
+        raise UserError(f"queries of shape {queries.shape} do not fit vectors of {shards[0].shape[1]} dimensions; were"
+                        " both made by the same model?")
+    if not np.isfinite(queries).all():
+        number = np.argwhere(~np.isfinite(queries))[0, 0]
+        raise UserError(f"the vector of query number {number} is not finite (nan or inf)")
+
+    keep = min(k + SPARE, rows)
+    asked = torch.from_numpy(_unit(queries) if similarity == "cosine" else queries).to(device)
+    states = [(torch.empty(len(part), 0, device=device), torch.empty(len(part), 0, dtype=torch.int64, device=device))
+              for part in asked.split(QUERIES_TOGETHER)]
+    with _full_precision(), torch.inference_mode(), progress("searching", rows if show_progress else 0) as advance:
+        for start, block in _blocks(shards, block_rows):
+            block = torch.from_numpy(_unit(block) if similarity == "cosine" else block).to(device)
+            for i, part in enumerate(asked.split(QUERIES_TOGETHER)):
+                states[i] = _merge(*states[i], part @ block.T, start, keep)
+            if show_progress:
+                advance(len(block))
+        candidates = torch.cat([indices for _, indices in states]).cpu().numpy() if states else np.empty((0, keep), int)
+    return _rescore(queries, shards, candidates, k, similarity)
+
+
+def _merge(best, numbers, scores, start: int, keep: int):
+    """The `keep` best of (best, numbers) (Q, <= keep) and a block's scores (Q, R) whose first row has number `start`.
+
+    Nearly all of a block falls short of the scores already found, so only rows that beat the last of them are looked
+    at: sorting what is left costs far less than `topk` over the block. Rows come in ascending order and the sort is
+    stable, so of equal scores the lower number stays.
+    """
+    import torch
+
+    if not torch.isfinite(scores[0]).all():  # any vector that is not finite shows in any query's products
+        row = int((~torch.isfinite(scores[0])).nonzero()[0, 0]) + start
+        raise UserError(f"the vector of document number {row} is not finite (nan or inf), or its product overflows")
+    full = best.shape[1] == keep
+    beats = scores > best[:, -1:] if full else torch.ones_like(scores, dtype=torch.bool)
+    counts = beats.sum(dim=1)
+    if scores.shape[1] > keep and int(counts.max()) > 4 * keep:  # the first block, or one much better than those before
+        beats &= scores >= scores.topk(keep, dim=1, sorted=False).values.amin(dim=1, keepdim=True)
+        counts = beats.sum(dim=1)
+    width = int(counts.max())
+    if not width:
+        return best, numbers
+    query, row = beats.nonzero(as_tuple=True)  # by query, then by row
+    place = torch.arange(len(query), device=scores.device) - (counts.cumsum(0) - counts)[query]
+    new = scores.new_full((len(scores), width), -torch.inf)
+    new[query, place] = scores[query, row]
+    new_numbers = numbers.new_full((len(scores), width), -1)
+    new_numbers[query, place] = row + start
+    best, order = torch.cat([best, new], dim=1).sort(dim=1, descending=True, stable=True)
+    return best[:, :keep], torch.cat([numbers, new_numbers], dim=1).gather(1, order[:, :keep])
+
+
+def _rescore(queries: np.ndarray, shards: list[np.ndarray], candidates: np.ndarray, k: int,
+             similarity: str) -> tuple[np.ndarray, np.ndarray]:
+    """Products of each query with its candidates (Q, C) in fp64, and the best k of them."""
+    k = min(k, candidates.shape[1])
+    starts = np.cumsum([0] + [len(shard) for shard in shards])
+    scores = np.empty((len(queries), k), dtype=np.float32)
+    indices = np.empty((len(queries), k), dtype=np.int64)
+    for q, numbers in enumerate(candidates):
+        numbers = np.sort(numbers)
+        documents = np.concatenate([shard[numbers[(numbers >= start) & (numbers < start + len(shard))] - start]
+                                    for start, shard in zip(starts, shards)]).astype(np.float64)
+        query = queries[q].astype(np.float64)
+        products = (documents * query).sum(axis=1)  # row by row: a matrix product may round equal rows differently
+        if similarity == "cosine":
+            lengths = np.sqrt((documents * documents).sum(axis=1)) * np.sqrt((query * query).sum())
+            products = np.divide(products, lengths, out=np.zeros_like(products), where=lengths > 0)
+        products = products.astype(np.float32)
+        order = np.argsort(-products, kind="stable")[:k]
+        scores[q], indices[q] = products[order], numbers[order]
+    return scores, indices
+
+
+def _blocks(shards: list[np.ndarray], block_rows: int) -> Iterator[tuple[int, np.ndarray]]:
+    """(number of the first row, float32 (R, D)) over all shards; small shards share a block."""
+    start, pending, size = 0, [], 0
+    for shard in shards:
+        done = 0
+        while done < len(shard):
+            part = shard[done:done + block_rows - size]
+            pending.append(part)
+            size, done = size + len(part), done + len(part)
+            if size == block_rows:
+                yield start, _float32(pending)
+                start, pending, size = start + size, [], 0
+    if pending:
+        yield start, _float32(pending)
+
+
+def _float32(parts: list[np.ndarray]) -> np.ndarray:
+    block = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    block = np.asarray(block, dtype=np.float32)
+    return block if block.flags.writeable else block.copy()  # torch warns about read-only memory; a block is small
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.divide(rows, lengths, out=np.zeros_like(rows), where=lengths > 0)
+
+
+def _check_shapes(shards: Sequence[np.ndarray], where: str) -> int:
+    """The number of rows of all shards."""
+    shapes = [shard.shape for shard in shards]
+    if not shapes or any(len(shape) != 2 or shape[1] != shapes[0][1] for shape in shapes):
+        raise UserError(f"{where}: expected arrays of rows with the same number of dimensions, found shapes {shapes}")
+    if not (rows := sum(shape[0] for shape in shapes)):
+        raise UserError(f"{where}: there are no vectors to search")
+    return rows
+
+
+@contextlib.contextmanager
+def _full_precision():
+    """fp32 products in fp32, also where a training loop has allowed TF32 or bf16 for them."""
+    import torch
+
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def fuse(runs: Sequence[Run], k: int = 60, depth: int | None = None) -> Run:
+    """Reciprocal rank fusion: a document's score is the sum over the runs of 1 / (k + rank), ranks from 1.
+
+    Reference: Cormack, Clarke and Buettcher 2009, "Reciprocal Rank Fusion outperforms Condorcet ..." (k = 60).
+
+    Args:
+        depth: how many documents per query are kept; default all.
+    """
+    fused: Run = {}
+    for run in runs:
+        for query, ranked in run.items():
+            sums = fused.setdefault(query, {})
+            for rank, document in enumerate(ranking(ranked), start=1):
+                sums[document] = sums.get(document, 0.0) + 1 / (k + rank)
+    # Nine digits, as run files hold, so that a fused run means the same after a round trip through a file.
+    return {query: {document: float(f"{sums[document]:.9g}") for document in ranking(sums)[:depth]}
+            for query, sums in fused.items()}
