@@ -1,0 +1,15 @@
+"""The table of objectives. A new one is a new file and a line here."""
+
+from foretext.objectives.base import Objective
+from foretext.objectives.contrastive import Contrastive
+from foretext.objectives.mlm import MLM
+from foretext.objectives.retromae import RetroMAE
+
+OBJECTIVES: dict[str, type[Objective]] = {
+    objective.name: objective
+    for objective in (
+        MLM,
+        RetroMAE,
+        Contrastive,
+    )
+}

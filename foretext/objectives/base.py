@@ -1,0 +1,144 @@
+"""What an objective is: one module that owns the encoder, its extra heads and its loss.
+
+Adding one touches a new file and one line of the table in `__init__.py`. The loop, checkpoints, distributed training, export and the
+tests that run over the table then know it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from foretext.model.attention import Layout
+from foretext.model.encoder import Encoder, Tokens
+from foretext.model.heads import Pooling
+from foretext.text.batches import Documents
+from foretext.text.corrupt import Vocabulary
+from foretext.text.tokenizer import Tokenizer
+
+
+class ObjectiveConfig(BaseModel):
+    """Base of every objective's knobs: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What `collate` makes. Subclasses add tensors and `Tokens`; `to` moves them all.
+
+    Attributes:
+        counts: per loss term, how many labelled items this batch holds. The loop divides by their sum over the whole step.
+        tokens: real tokens that pass through the encoder.
+        documents: (B,) where the examples came from, to be named when a loss is not finite.
+    """
+
+    counts: dict[str, int]
+    tokens: int
+    documents: Tensor
+
+    def to(self, device: str | torch.device) -> Batch:
+        """The batch on another device; pinned and asynchronous when that is a GPU."""
+        moved = {}
+        for spec in dataclasses.fields(self):
+            value = getattr(self, spec.name)
+            moved[spec.name] = value.to(device) if hasattr(value, "to") else value
+        return type(self)(**moved)
+
+
+@dataclass
+class Step:
+    """What `forward` returns for one micro-batch.
+
+    Attributes:
+        terms: each loss term as a SUM over its labelled items, fp32, in nats; the loop divides by the step's total count.
+        metrics: name -> (sum, count) of things to report, without gradient.
+        vectors: rows of floats for a loss that spans all rows of a step (see `Objective.couple`).
+        rows: rows of whole numbers that travel with them (which document a vector is of).
+    """
+
+    terms: dict[str, Tensor]
+    metrics: dict[str, tuple[Tensor, Tensor | int]] = field(default_factory=dict)
+    vectors: dict[str, Tensor] = field(default_factory=dict)
+    rows: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Objective(nn.Module):
+    """Base class. A subclass sets the class attributes, `collate` and `forward`.
+
+    Args:
+        encoder: what outlives the training.
+        tokenizer: of the texts, for special ids and words.
+        config: the subclass's `Config`.
+    """
+
+    Config: ClassVar[type[ObjectiveConfig]] = ObjectiveConfig
+    name: ClassVar[str]
+    reads: ClassVar[Literal["documents", "pairs"]] = "documents"
+    terms: ClassVar[tuple[str, ...]]  # names of the loss terms
+    couples: ClassVar[bool] = False  # whether a loss term spans all rows of a step
+    weights: dict[str, float]  # of the loss terms, 1 unless said
+    pooling: Pooling = "mean"  # how tokens become one vector, for export
+    normalize: bool = True  # whether that vector is exported with length 1
+
+    def __init__(self, encoder: Encoder, tokenizer: Tokenizer, config: ObjectiveConfig | None = None):
+        super().__init__()
+        self.encoder = encoder
+        self.config = config or self.Config()
+        self.tokenizer = tokenizer
+        self.vocabulary = Vocabulary.of(tokenizer)
+        self.weights = {}
+
+    @property
+    def max_len(self) -> int:
+        """Longest text this objective makes, special tokens included."""
+        return min(getattr(self.config, "max_len", None) or self.encoder.config.max_len, self.encoder.config.max_len)
+
+    def collate(self, examples: Any) -> Batch:
+        """Examples -> batch: pure, vectorised, sees no weights, runs in the loader's thread."""
+        raise NotImplementedError
+
+    def forward(self, batch: Batch) -> Step:
+        """The paper's loss, as sums."""
+        raise NotImplementedError
+
+    def couple(self, vectors: dict[str, Tensor], rows: dict[str, Tensor], batch: Batch) -> Step:
+        """Loss terms between all rows of a step, for objectives with `couples = True`, whose `forward` returns `vectors`.
+
+        The loop gathers the vectors of every micro-batch and rank, calls this once, and hands each micro-batch its part of the
+        gradient (GradCache, Gao et al. 2021, arXiv 2101.06983), so that the loss is exact however the step is split.
+
+        Args:
+            vectors, rows: those of every `Step` of the whole step, end to end.
+            batch: any one of its micro-batches, for what they all share.
+        """
+        raise NotImplementedError
+
+    def framed(self, documents: Documents) -> Documents:
+        """`[CLS] x [SEP]`, cut to `max_len`."""
+        return documents.framed(self.tokenizer.cls_id, self.tokenizer.sep_id, self.max_len)
+
+    def heads(self) -> dict[str, Tensor]:
+        """The state of everything but the encoder, to be kept beside it in an export."""
+        return {name: value for name, value in self.state_dict().items() if not name.startswith("encoder.")}
+
+
+def flat(documents: Documents) -> Tokens:
+    """Documents, already sorted by length, as the encoder reads them."""
+    layout = Layout.of(documents.lengths)
+    return Tokens(documents.ids, layout.positions, layout)
+
+
+def longest_first(documents: Documents) -> tuple[Documents, Tensor]:
+    """Sort by length, so that attention's buckets are tight.
+
+    Returns:
+        the sorted documents, and (B,) where each original row went: `vectors[places]` restores the order.
+    """
+    order = documents.lengths.argsort(descending=True, stable=True)
+    return documents.select(order), order.argsort()

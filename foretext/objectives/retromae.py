@@ -1,0 +1,139 @@
+"""RetroMAE: a weak decoder must rebuild the text from its sentence vector.
+
+What it optimises: the encoder turns a lightly masked text into one vector (its first token); a one-layer decoder rebuilds the whole
+    text from that vector and, for every position, another heavily masked view. So the vector has to carry the text.
+References: RetroMAE (arXiv 2205.12035), section 3.1 encoding, 3.2 decoding, 3.3 enhanced decoding (the per-row masks).
+Inputs: documents of a store, one text a sequence.
+Owns: a token head (shared by encoder and decoder), one decoder layer; for encoders without a position table, a table of its own.
+Exports: a Hugging Face `*ForMaskedLM` folder with cls pooling; the decoder in `heads.safetensors`.
+When to use it: continued pre-training of a masked-language-model checkpoint for retrieval. It needs far more text than `contrastive`.
+Relations: without the decoder term it is `mlm` with whole words at share .30.
+Example: `step = RetroMAE(encoder, tokenizer)(batch); loss = step.terms["encoder"] + step.terms["decoder"]`
+
+    T tokens   B texts   D width   L longest text of a bucket
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from foretext.model.encoder import Linear, Tokens
+from foretext.model.heads import TokenHead
+from foretext.objectives.base import Batch, Objective, ObjectiveConfig, Step, flat
+from foretext.text.batches import Documents
+from foretext.text.corrupt import Words, corrupt, half_even, sample_words, select
+from foretext.text.randomness import integers
+
+
+@dataclass(frozen=True)
+class RetroBatch(Batch):
+    clean: Tokens  # the original text
+    corrupted: Tensor  # (T,) its ids as the encoder reads them
+    places: Tensor  # (K,) flat indices the encoder predicts
+    rebuilt: Tensor  # (M,) flat indices the decoder predicts: all but the first and last of each text
+    words: Words  # for the decoder's masks, which are drawn on the device
+    keys: Tensor  # (B,)
+
+
+class RetroMAE(Objective):
+    """See the head of this file."""
+
+    name = "retromae"
+    terms = ("encoder", "decoder")
+    pooling = "cls"
+
+    class Config(ObjectiveConfig):
+        share: float = Field(0.3, gt=0, lt=1, description="share of tokens hidden from the encoder (table 6; .15 in the first version)")
+        decoder_share: float = Field(0.5, gt=0, lt=1, description="share of tokens hidden from each decoder row (section 4.1)")
+        decoder_masks: int = Field(256, gt=0, description="different decoder masks drawn for a text; each row picks one")
+        query: Literal["raw", "full"] = Field("raw", description="decoder queries: vector + position (RetroMAE) or the whole embedding block (DupMAE)")
+        max_len: int | None = Field(None, description="longest text in tokens; default: the encoder's")
+
+    def __init__(self, encoder, tokenizer, config=None):
+        super().__init__(encoder, tokenizer, config)
+        self.head = TokenHead(encoder)
+        self.decoder = encoder.new_block()
+        if encoder.positions is None:  # rotary encoders have no table to take position rows from
+            self.positions = nn.Embedding(self.max_len, encoder.config.table_width)
+            nn.init.normal_(self.positions.weight, std=0.02)
+        else:
+            self.positions = None
+        # The sentence vector enters the embedding block, which is narrower in ELECTRA's small encoders.
+        narrow = encoder.config.table_width != encoder.config.width
+        self.narrow = Linear(encoder.config.width, encoder.config.table_width) if narrow else nn.Identity()
+
+    def collate(self, examples: Documents) -> RetroBatch:
+        documents = self.framed(examples)
+        selected, unit = select(documents, self.vocabulary, "word", self.config.share)
+        places = selected.nonzero().squeeze(1)
+        positions, last = documents.positions, documents.lengths.repeat_interleave(documents.lengths) - 1
+        rebuilt = ((positions > 0) & (positions < last)).nonzero().squeeze(1)
+        return RetroBatch(
+            {"encoder": len(places), "decoder": len(rebuilt)}, len(documents.ids), documents.documents, flat(documents),
+            corrupt(documents, self.vocabulary, places, unit), places, rebuilt,
+            Words.of(documents, self.vocabulary), documents.keys)
+
+    def forward(self, batch: RetroBatch) -> Step:
+        layout, first = batch.clean.layout, batch.clean.layout.first_rows
+        read = torch.cat((first, batch.places))
+        hidden = self.encoder(batch.clean.with_ids(batch.corrupted), rows=read)
+        sentence, predicted = hidden.split((len(first), len(batch.places)))  # (B, D), (K, D)
+        rebuilt = self.decode(batch, sentence)[batch.rebuilt]  # (M, D)
+        words = self.encoder.words
+        encoder_loss, encoder_right = self.head.loss(predicted, words, batch.clean.ids[batch.places])
+        decoder_loss, decoder_right = self.head.loss(rebuilt, words, batch.clean.ids[batch.rebuilt])
+        return Step({"encoder": encoder_loss, "decoder": decoder_loss},
+                    {"encoder_accuracy": (encoder_right, len(batch.places)), "decoder_accuracy": (decoder_right, len(batch.rebuilt))})
+
+    def decode(self, batch: RetroBatch, sentence: Tensor) -> Tensor:
+        """Decoder states (T, D) from the sentence vectors (B, D): section 3.3, equations 5 to 8."""
+        tokens, encoder, block = batch.clean, self.encoder, self.decoder
+        layout = tokens.layout
+        h1 = self.decoder_queries(tokens, sentence)
+        h2 = encoder.embed(tokens).index_copy(0, layout.first_rows, sentence.to(encoder.compute_dtype))
+        bias = encoder.biases(tokens, tokens, visible=self.visible(batch))[0]
+        q, (k, v) = block.queries(block.enter(h1)), block.keys_values(block.enter(h2))
+        rotary = encoder.rotaries(tokens.positions)[0]
+        if rotary is not None:
+            q, k = rotary(q), rotary(k)
+        return encoder.final_norm(block.finish(h1, block.mix(q, k, v, layout, bias=bias)))
+
+    def decoder_queries(self, tokens: Tokens, sentence: Tensor) -> Tensor:
+        """H1 (T, D): the sentence vector at every position, told apart by position only."""
+        everywhere = sentence[tokens.layout.sequence]
+        if self.config.query == "raw":
+            table = self.encoder.positions or self.positions
+            return everywhere + self.encoder.project(table(tokens.positions).to(everywhere.dtype))
+        everywhere = self.narrow(everywhere)
+        if self.positions is not None:
+            everywhere = everywhere + self.positions(tokens.positions).to(everywhere.dtype)
+        return self.encoder.embed(tokens, vectors=everywhere)
+
+    @torch.no_grad()
+    def visible(self, batch: RetroBatch) -> list[Tensor]:
+        """Per bucket (b, 1, L, L) bool: what decoder row i sees.
+
+        Each row picks one of up to `decoder_masks` whole-word masks of its text. It never sees its own token; every row but the
+        first sees the sentence vector, which stands in the first column; special tokens are never hidden from others.
+        """
+        visible = []
+        token = batch.words.token
+        for bucket in batch.clean.layout.buckets:
+            texts = slice(bucket.first, bucket.last)
+            lengths, keys = batch.words.lengths[texts], batch.keys[texts]
+            real = bucket.real if bucket.real is not None else torch.ones(bucket.size, bucket.width, dtype=torch.bool, device=token.device)
+            n = real.sum(1)
+            pool = min(bucket.width, self.config.decoder_masks)
+            hidden = sample_words(lengths, keys, "decoder_pool", half_even(n * self.config.decoder_share).clamp(min=1), pool)
+            word = bucket.pad(token + 1) - 1  # (b, L); padding becomes -1, like special tokens
+            hidden = torch.nn.functional.pad(hidden, (0, 1))  # word -1: never hidden
+            hidden = hidden.gather(2, (word % hidden.shape[2])[:, None].expand(-1, pool, -1))  # (b, pool, L) tokens
+            rows = torch.arange(bucket.width, device=token.device)
+            choice = integers(keys[:, None], "decoder_choice", rows, n.clamp(max=self.config.decoder_masks)[:, None])  # (b, L)
+            seen = ~hidden.gather(1, choice[:, :, None].expand(-1, -1, bucket.width))
+            seen &= real[:, None, :] & (rows[:, None] != rows)
+            visible.append(seen[:, None])
+        return visible

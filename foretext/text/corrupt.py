@@ -1,0 +1,235 @@
+"""Corruption as pure tensor functions: which tokens are hidden, and what stands in their place.
+
+Every choice is addressed (randomness.py), so nothing here depends on batch mates; everything runs on any device without a loop
+over tokens.
+
+    B sequences   T tokens   W words of the longest sequence   R masks drawn for each sequence
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from foretext.text.batches import Documents, spans
+from foretext.text.randomness import bits, integers, shift_right, uniform
+from foretext.text.tokenizer import Tokenizer
+
+MAX_WORDS = 1 << 13  # words of one sequence that a sampler can order; also the stride between the masks of one sequence
+LONGEST_SPAN, SPAN_P = 10, 0.2  # words, geometric (SpanBERT, arXiv 1907.10529, section 3.1)
+
+
+def half_even(x: Tensor) -> Tensor:
+    """Python's `round` of a float64 tensor: 1.5 -> 2, 4.5 -> 4. int64."""
+    return x.round().long()
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What corruption must know of a tokenizer, as tensors over its V ids."""
+
+    mask_id: int
+    special: Tensor  # (V,) bool
+    ordinary: Tensor  # (V',) the ids that may stand in for a token: all but the special ones
+    joins_left: Tensor  # (V,) bool: continues the word of the token before
+    joins_right: Tensor  # (V,) bool: the token after continues its word
+    stands_alone: Tensor  # (V,) bool: is a word of its own
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> "Vocabulary":
+        special = torch.from_numpy(tokenizer.special)
+        words = tokenizer.words
+        tables = (torch.from_numpy(table) for table in (words.joins_left, words.joins_right, words.stands_alone))
+        return cls(tokenizer.mask_id, special, (~special).nonzero().squeeze(1), *tables)
+
+
+@dataclass(frozen=True)
+class Words:
+    """The words of B sequences: lists of consecutive tokens. Special tokens belong to none."""
+
+    token: Tensor  # (T,) the word of each token, counted within its sequence; -1 for special tokens
+    lengths: Tensor  # (B, W) tokens of each word, 0 beyond the last
+
+    def to(self, device: str | torch.device) -> "Words":
+        return Words(self.token.to(device), self.lengths.to(device))
+
+    @classmethod
+    def of(cls, documents: Documents, vocabulary: Vocabulary) -> "Words":
+        """Objectives.md 0.5: a token starts a word unless it continues the one before it."""
+        ids, sequence = documents.ids, documents.sequence
+        before = torch.roll(ids, 1)
+        alone = vocabulary.stands_alone
+        joins = (vocabulary.joins_left[ids] | vocabulary.joins_right[before]) & ~alone[ids] & ~alone[before]
+        joins &= ~vocabulary.special[before]
+        joins[documents.starts] = False
+        ordinary = ~vocabulary.special[ids]
+        begins = (ordinary & ~joins).long()
+        count = begins.cumsum(0)
+        word = count - (count - begins)[documents.starts][sequence] - 1
+        word = torch.where(ordinary, word, -1)
+        lengths = torch.zeros(len(documents), max(1, int(word.max()) + 1 if len(word) else 1), dtype=torch.int64)
+        lengths.index_put_((sequence[ordinary], word[ordinary]), torch.ones((), dtype=torch.int64), accumulate=True)
+        return cls(word, lengths)
+
+
+def sample_words(lengths: Tensor, keys: Tensor, stream: str, budget: Tensor, draws: int = 1, force_one: bool = True) -> Tensor:
+    """Choose whole words until a budget of tokens is used up, `draws` times independently for every sequence.
+
+    The sampler W of objectives.md 0.5: walk the words in random order, skip a word that would exceed the budget, else take it.
+
+    Args:
+        lengths: (B, W) tokens of each word, 0 = no word. keys: (B,). budget: (B,) tokens, at least 1.
+        force_one: where every word is longer than the budget, take the shortest.
+    Returns:
+        (B, draws, W) bool
+    """
+    B, W = lengths.shape
+    if W > MAX_WORDS:
+        raise ValueError(f"a sequence of {W} words is over the {MAX_WORDS} that can be ordered")
+    places = torch.arange(draws, device=lengths.device)[:, None] * MAX_WORDS + torch.arange(W, device=lengths.device)
+    # 19 random bits above 13 of index: one sort of 32-bit numbers gives the order. Two of 500 words tie once in four sequences.
+    random = shift_right(bits(keys[:, None, None], stream, places), 45) * MAX_WORDS + places % MAX_WORDS
+    order = _sorted(random.masked_fill_(lengths[:, None] == 0, (1 << 32) - 1)) % MAX_WORDS
+    order = order.clamp_(max=W - 1)  # places beyond the last word hold no word; any index will do
+    order = torch.where(torch.arange(W, device=lengths.device) < (lengths > 0).sum(1)[:, None, None], order, W)
+    padded = torch.nn.functional.pad(lengths, (0, 1))  # index W: a word of no tokens
+    sizes = padded[:, None].expand(B, draws, W + 1).gather(2, order)
+    used = sizes.cumsum(2)
+    taken = used <= budget[:, None, None]
+    left = budget[:, None] - (sizes * taken).sum(2)
+    _fill_gaps(sizes, taken, left)
+    chosen = torch.zeros(B, draws, W + 1, dtype=torch.bool, device=lengths.device).scatter_(2, order, taken)[:, :, :W]
+    chosen &= (lengths > 0)[:, None]
+    if force_one:
+        shortest = lengths.masked_fill(lengths == 0, 1 << 40).argmin(1)
+        empty = ~chosen.any(2) & (lengths > 0).any(1)[:, None]
+        if empty.any():
+            chosen |= empty[:, :, None] & (torch.arange(W, device=lengths.device) == shortest[:, None, None])
+    return chosen
+
+
+def _fill_gaps(sizes: Tensor, taken: Tensor, left: Tensor) -> None:
+    """After the longest prefix: take, again and again, the first later word that still fits. Changes `taken` and `left`."""
+    after = taken.sum(2)  # only words behind this place are looked at
+    while True:
+        open_rows = (left > 0).nonzero(as_tuple=True)
+        if not len(open_rows[0]):
+            return
+        size, room = sizes[open_rows], left[open_rows][:, None]
+        fits = (size <= room) & (size > 0) & (torch.arange(size.shape[1], device=size.device) >= after[open_rows][:, None])
+        first = fits.int().argmax(1)
+        found = fits.any(1)
+        left[open_rows] = torch.where(found, room[:, 0] - size.gather(1, first[:, None])[:, 0], 0)
+        rows = tuple(index[found] for index in open_rows)
+        taken[(*rows, first[found])] = True
+        after[rows] = first[found] + 1
+
+
+def _sorted(x: Tensor) -> Tensor:
+    """Sort the last dimension of numbers below 2^32; NumPy's vectorised sort is thirty times torch's on a CPU (docs/LOG.md)."""
+    if x.device.type != "cpu":
+        return x.sort(dim=-1).values
+    return torch.from_numpy(np.sort(x.numpy().astype(np.uint32)).astype(np.int64))
+
+
+def select(documents: Documents, vocabulary: Vocabulary, how: str, share: float, force_one: bool = True) -> tuple[Tensor, Tensor]:
+    """Choose the tokens to predict (objectives.md 1b).
+
+    Args:
+        how: "token" (each with probability `share`), "token_budget" (exactly that share), "word" (whole words), "span".
+    Returns:
+        selected: (T,) bool, never a special token.
+        unit: (T,) int64, equal for the tokens that are replaced alike: the token's own position, or its span's first.
+    """
+    positions, sequence, keys = documents.positions, documents.sequence, documents.keys
+    eligible = ~vocabulary.special[documents.ids]
+    if how == "token":
+        selected = eligible & (uniform(keys[sequence], "select", positions) < share)
+    elif how == "token_budget":
+        each = Words(torch.where(eligible, positions, -1), _grid(eligible.long(), documents))
+        selected = _tokens(sample_words(each.lengths, keys, "select", _budget(documents.lengths, share))[:, 0], each, sequence)
+    elif how == "word":
+        words = Words.of(documents, vocabulary)
+        selected = _tokens(sample_words(words.lengths, keys, "select", _budget(documents.lengths, share))[:, 0], words, sequence)
+    elif how == "span":
+        return _select_spans(documents, Words.of(documents, vocabulary), eligible, share)
+    else:
+        raise ValueError(f"selection {how!r} is none of token, token_budget, word, span")
+    if force_one:
+        counts = torch.zeros_like(documents.lengths).index_add_(0, sequence, selected.long())
+        for row in ((counts == 0).nonzero().squeeze(1)).tolist():  # rare: short rows only
+            candidates = (eligible & (sequence == row)).nonzero().squeeze(1)
+            if len(candidates):
+                place = integers(keys[row], "force", torch.tensor(0), len(candidates))
+                selected[candidates[place]] = True
+    return selected, positions
+
+
+def _budget(lengths: Tensor, share: float) -> Tensor:
+    return half_even(lengths.double() * share).clamp(min=1)
+
+
+def _grid(values: Tensor, documents: Documents) -> Tensor:
+    """(T,) -> (B, longest), zeros beyond each sequence."""
+    grid = torch.zeros(len(documents), int(documents.lengths.max()), dtype=values.dtype)
+    grid[documents.sequence, documents.positions] = values
+    return grid
+
+
+def _tokens(chosen: Tensor, words: Words, sequence: Tensor) -> Tensor:
+    """(B, W) chosen words -> (T,) bool tokens."""
+    return chosen[sequence, words.token.clamp(min=0)] & (words.token >= 0)
+
+
+def _select_spans(documents: Documents, words: Words, eligible: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """SpanBERT's spans of whole words; one draw per round for every sequence that still has budget."""
+    B, W = words.lengths.shape
+    keys, counts = documents.keys, (words.lengths > 0).sum(1)
+    before = words.lengths.cumsum(1) - words.lengths  # tokens in words before this one
+    before = torch.cat((before, words.lengths.sum(1, keepdim=True)), 1)
+    eligible_count = torch.zeros(B, dtype=torch.int64).index_add_(0, documents.sequence, eligible.long())
+    budget = half_even(eligible_count.double() * share)
+    left, failures_left = budget.clone(), 4 * budget
+    owner = torch.full((B, W), -1)  # first word of the span each word lies in
+    chances = SPAN_P * (1 - SPAN_P) ** torch.arange(LONGEST_SPAN, dtype=torch.float64)
+    ladder = (chances / chances.sum()).cumsum(0)
+    draw = 0
+    while True:
+        row = ((left > 0) & (failures_left > 0) & (counts > 0)).nonzero().squeeze(1)
+        if not len(row):
+            break
+        place = torch.tensor([2 * draw])
+        size = torch.bucketize(uniform(keys[row], "spans", place), ladder, right=True).clamp(max=LONGEST_SPAN - 1) + 1
+        start = integers(keys[row], "spans", place + 1, counts[row])
+        end = start + size
+        tokens = before[row, end.clamp(max=W)] - before[row, start]
+        inside = start[:, None] + torch.arange(LONGEST_SPAN)
+        covered = (torch.arange(LONGEST_SPAN) < size[:, None]) & (owner[row[:, None], inside.clamp(max=W - 1)] >= 0)
+        good = (end <= counts[row]) & (tokens <= left[row]) & ~covered.any(1)
+        at = spans(start[good], size[good])
+        owner[row[good].repeat_interleave(size[good]), at] = start[good].repeat_interleave(size[good])
+        left[row[good]] -= tokens[good]
+        failures_left[row[~good]] -= 1
+        draw += 1
+    span = owner[documents.sequence, words.token.clamp(min=0)]
+    selected = (span >= 0) & (words.token >= 0)
+    return selected, torch.where(selected, span, documents.positions)
+
+
+def corrupt(documents: Documents, vocabulary: Vocabulary, places: Tensor, unit: Tensor,
+            mask: float = 0.8, random: float = 0.1) -> Tensor:
+    """Replace the tokens at `places`: by the mask with probability `mask`, by any ordinary id with `random`, else not at all.
+
+    Args:
+        places: (K,) flat indices. unit: (T,) from `select`; tokens of one unit share the draw.
+    Returns:
+        (T,) ids (BERT, arXiv 1810.04805, section 3.1; objectives.md 0.6)
+    """
+    keys = documents.keys[documents.sequence[places]]
+    draw = uniform(keys, "replace", unit[places])
+    stand_ins = vocabulary.ordinary[integers(keys, "replace_id", documents.positions[places], len(vocabulary.ordinary))]
+    ids = documents.ids.clone()
+    kept = torch.where(draw < mask + random, stand_ins, ids[places])
+    ids[places] = torch.where(draw < mask, vocabulary.mask_id, kept)
+    return ids

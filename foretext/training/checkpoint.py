@@ -1,0 +1,66 @@
+"""Checkpoints: everything a run needs to go on bit for bit, written whole or not at all.
+
+checkpoints/step-N/ holds `objective.safetensors` (encoder and heads), `optimizer.pt` (optimiser and random states, read with
+`weights_only`) and `state.json` (counters).
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from foretext.errors import UserError
+from foretext.files import read_json, whole_folder, write_json
+from foretext.training.distributed import World
+from foretext.training.step import random_state, set_random_state
+
+
+def save(folder: Path, objective: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep: int, world: World) -> Path:
+    """Write checkpoints/step-N under `folder` and delete all but the last `keep` and the best.
+
+    Args:
+        state: counters, JSON-ready; must hold "step", and "best_step" (or None).
+    """
+    random = [world.gather_rows(part[None])[0] for part in random_state(world.device)]  # every rank's own
+    target = folder / "checkpoints" / f"step-{state['step']}"
+    if world.first:
+        with whole_folder(target, overwrite=True) as new:
+            save_file({name: value.contiguous() for name, value in objective.state_dict().items()}, new / "objective.safetensors")
+            torch.save({"optimizer": optimizer.state_dict(), "random": random}, new / "optimizer.pt")
+            write_json(new / "state.json", state)
+        for old in steps(folder)[:-keep]:
+            if old != state["best_step"]:
+                shutil.rmtree(folder / "checkpoints" / f"step-{old}")
+    world.wait()
+    return target
+
+
+def steps(folder: Path) -> list[int]:
+    """The steps of all whole checkpoints of a run, ascending."""
+    return sorted(int(path.name.removeprefix("step-")) for path in (folder / "checkpoints").glob("step-*"))
+
+
+def load(folder: Path, step: int, objective: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> dict[str, Any]:
+    """Put a run back where its checkpoint `step` left it; returns the counters.
+
+    Raises:
+        UserError: the checkpoint was written by another number of processes with dropout in the model.
+    """
+    path = folder / "checkpoints" / f"step-{step}"
+    load_objective(path, objective)
+    saved = torch.load(path / "optimizer.pt", weights_only=True, map_location=world.device)
+    optimizer.load_state_dict(saved["optimizer"])
+    if len(saved["random"][0]) == world.size:
+        set_random_state([part[world.rank].cpu() for part in saved["random"]], world.device)
+    elif any(getattr(module, "dropout", 0) for module in objective.modules()):
+        raise UserError(f"{path}: written by {len(saved['random'][0])} processes and read by {world.size}, "
+                        "and dropout draws its numbers per process: start as many, or set dropout to 0")
+    return read_json(path / "state.json")
+
+
+def load_objective(path: Path, objective: nn.Module) -> None:
+    """Load the weights of a checkpoint folder into an objective of the same shape."""
+    objective.load_state_dict(load_file(path / "objective.safetensors"))

@@ -1,0 +1,52 @@
+"""The run folder: one run lives in it, and only the same run may go on there."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from foretext.errors import UserError
+from foretext.files import read_json, refuse_existing, write_json
+from foretext.objectives.base import Objective
+from foretext.text.batches import Source
+from foretext.training.distributed import World
+
+
+def open_run(output: Path, settings: dict[str, Any], overwrite: bool, world: World, count_steps: Callable[[], int]) -> int:
+    """Make the run folder, or recognise it as the same run; returns the number of updates to make."""
+    file = output / "run.json"
+    if overwrite and world.first and output.exists():
+        shutil.rmtree(output)
+    world.wait()
+    if file.exists():
+        run = read_json(file)
+        if run["settings"] != settings:
+            raise UserError(f"{output} holds a run with other settings ({difference(run['settings'], settings)}): "
+                            "name another output, or add --overwrite to replace it")
+        return run["steps"]
+    if world.first:
+        refuse_existing(output)
+    total = count_steps()
+    if world.first:
+        write_json(file, {"steps": total, "settings": settings})
+    world.wait()
+    return total
+
+
+def describe(objective: Objective, source: Source, config: BaseModel) -> dict[str, Any]:
+    """What makes a run this run, JSON-ready."""
+    return {"objective": {"name": objective.name} | objective.config.model_dump(mode="json"),
+            "encoder": objective.encoder.config.model_dump(mode="json"),
+            "training": config.model_dump(mode="json", exclude={"log_every", "checkpoint_every", "keep"}),
+            "data": {"examples": len(source.lengths), "tokens": int(source.lengths.sum())}}
+
+
+def difference(old: Any, new: Any, at: str = "") -> str:
+    """The first setting that differs: `training.lr: 0.1 there, 0.2 here`."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in old | new:
+            if old.get(key) != new.get(key):
+                return difference(old.get(key), new.get(key), f"{at}.{key}".lstrip("."))
+    return f"{at}: {old} there, {new} here"

@@ -1,0 +1,277 @@
+"""The training loop, for every objective: it knows batches, sums and counts, and no objective by name."""
+
+import ctypes
+import math
+import signal
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from foretext.objectives.base import Batch, Objective
+from foretext.progress import console, progress
+from foretext.text.batches import Batches, Source, split_evenly
+from foretext.text.randomness import example_keys
+from foretext.training import checkpoint
+from foretext.training.distributed import World
+from foretext.training.folder import describe, open_run
+from foretext.training.optim import OptimConfig, learning_rate, make_optimizer
+from foretext.training.step import Sums, backward, measure
+from foretext.training.telemetry import Log, Speed
+
+PATIENCE = 20  # steps in a row without a finite gradient before giving up (objectives.md 17)
+PROBED = 6  # steps timed to turn minutes into a number of steps
+
+
+class TrainingConfig(BaseModel):
+    """How long, how much at a time, and what is kept. Exactly one of steps, tokens, epochs and minutes says how long."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    steps: int | None = Field(None, gt=0, description="number of updates")
+    tokens: float | None = Field(None, gt=0, description="tokens of text to read")
+    epochs: float | None = Field(None, gt=0, description="passes over the data")
+    minutes: float | None = Field(None, gt=0, description="wall-clock time; turned into steps once, by timing a few")
+    batch_size: int = Field(256, gt=0, description="examples of one update, over all micro-batches and processes")
+    micro_tokens: int = Field(16_384, gt=0, description="tokens that pass through the model at once; changes memory, not the result")
+    optim: OptimConfig = OptimConfig()
+    precision: Literal["fp32", "bf16"] | None = Field(None, description="of activations and matmuls; default: bf16 where the device has it")
+    seed: int = Field(1, ge=0)
+    log_every: int = Field(20, gt=0, description="updates between reports")
+    valid_every: int = Field(200, gt=0, description="updates between validations")
+    valid_examples: int = Field(1024, gt=0, description="held-out examples used, at most")
+    checkpoint_every: int = Field(500, gt=0, description="updates between checkpoints")
+    keep: int = Field(2, gt=0, description="newest checkpoints kept, besides the best")
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> "TrainingConfig":
+        given = [name for name in ("steps", "tokens", "epochs", "minutes") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"say how long by exactly one of steps, tokens, epochs and minutes (given: {', '.join(given) or 'none'})")
+        return self
+
+
+@dataclass
+class Result:
+    """What a finished run knows about itself."""
+
+    steps: int
+    seconds: float  # of this process, not of what earlier ones did
+    tokens: int  # read over the whole run
+    last: dict[str, float]  # the last validation, or the last report
+    best_step: int | None
+
+
+class Stopped(Exception):
+    """A signal asked the run to stop; it finished its step and wrote a checkpoint."""
+
+    exit_code = 75  # EX_TEMPFAIL: run the same command again
+
+
+def train(objective: Objective, source: Source, output: str | Path, config: TrainingConfig, valid: Source | None = None,
+          world: World | None = None, overwrite: bool = False,
+          on_valid: Callable[[Objective, int], dict[str, float]] | None = None) -> Result:
+    """Train `objective` on `source` and leave a run folder; a run that was interrupted goes on where its last checkpoint is.
+
+    Args:
+        valid: held-out examples, measured every `valid_every` updates with the masks of epoch 0.
+        world: this process among others; by default what torchrun says.
+        on_valid: more to measure at a validation, (objective, step) -> name: value.
+    Returns:
+        `Result`; the weights are in `objective` and in checkpoints/.
+    Raises:
+        UserError: the folder holds another run. Stopped: a signal came. FloatingPointError: the loss stays not finite.
+    """
+    world = world or World.join()
+    output = Path(output)
+    tune_allocator()
+    objective.to(world.device).train()
+    precision = config.precision or ("bf16" if has_bf16(world.device) else "fp32")
+    objective.encoder.compute_dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    model = world.wrap(objective)
+    optimizer = make_optimizer(objective, config.optim)
+    batches = Batches(source, objective.collate, config.batch_size, config.micro_tokens, config.seed, world.rank, world.size)
+    torch.manual_seed(config.seed + world.rank)  # dropout alone draws from it
+
+    state = {"step": 0, "updates": 0, "tokens": 0, "best": None, "best_step": None, "valid": {}}
+    total = open_run(output, describe(objective, source, config), overwrite, world, lambda: budget(config, source, model, batches, world))
+    if saved := checkpoint.steps(output):
+        state = checkpoint.load(output, saved[-1], objective, optimizer, world)
+        if world.first:
+            console.print(f"{output}: " + (f"going on from step {saved[-1]} of {total}" if state["updates"] < total else "already trained"))
+    log = Log(output, state["step"]) if world.first else None
+    speed = Speed(world.device, objective.encoder.compute_dtype)
+    stop = StopSignal()
+    start, sums, bad, latest = time.monotonic(), {}, 0, dict(state["valid"])
+
+    def save() -> None:
+        if not (saved := checkpoint.steps(output)) or saved[-1] != state["step"]:
+            checkpoint.save(output, objective, optimizer, state, config.keep, world)
+
+    what = f"{objective.name} ({precision})"
+    with stop, progress(what, total) if world.first else nullcontext(lambda *_, **__: None) as advance:
+        advance(state["updates"])
+        for micro_batches in batches.prefetched(state["step"], state["step"] + 2 * total):
+            if state["updates"] == total:
+                break
+            rate = learning_rate(config.optim, state["updates"], total)
+            for group in optimizer.param_groups:  # before the step, so that the first update has the first rate
+                group["lr"] = rate
+            with speed.count() if speed.flops_per_token is None else nullcontext() as counter:
+                part = backward(model, micro_batches, world)
+            read = sum(batch.tokens for batch in micro_batches)
+            if speed.flops_per_token is None:
+                speed.counted(counter, read)
+            norm = torch.nn.utils.clip_grad_norm_(objective.parameters(), config.optim.clip or math.inf)
+            state["step"] += 1
+            state["tokens"] += read * world.size  # ranks hold about equal shares
+            if not torch.isfinite(norm):
+                bad += 1
+                optimizer.zero_grad()
+                refuse_endless(bad, state, micro_batches, output)
+                continue
+            bad = 0
+            optimizer.step()
+            optimizer.zero_grad()
+            state["updates"] += 1
+            merge(sums, part)
+            speed.add(read)
+            done = state["updates"]
+
+            if done % config.log_every == 0 or done == total:
+                latest = report(sums, objective, world) | {"lr": rate, "gradient_norm": float(norm)} | speed.report()
+                sums = {}
+                if log:
+                    log.write(state["step"], latest)
+            if valid is not None and (done % config.valid_every == 0 or done == total):
+                state["valid"] = validate(objective, valid, config, world) | (on_valid(objective, done) if on_valid else {})
+                if state["best"] is None or state["valid"]["valid_loss"] < state["best"]:
+                    state["best"], state["best_step"] = state["valid"]["valid_loss"], state["step"]
+                    save()
+                if log:
+                    log.write(state["step"], state["valid"])
+                speed.restart()
+            advance(1, note=speed_line(latest, state["valid"]))
+            stopped = world.any(stop.asked)
+            if done % config.checkpoint_every == 0 or done == total or stopped:
+                save()
+            if stopped and done < total:
+                raise Stopped(f"stopped at step {state['step']} of {total}; a checkpoint is written: the same command goes on from there")
+    if log:
+        log.close()
+    return Result(state["step"], time.monotonic() - start, state["tokens"], latest | state["valid"], state["best_step"])
+
+
+def budget(config: TrainingConfig, source: Source, model: torch.nn.Module, batches: Batches, world: World) -> int:
+    """How many updates the run makes."""
+    if config.steps:
+        return config.steps
+    if config.epochs:
+        return max(1, round(config.epochs * batches.steps_per_epoch))
+    if config.tokens:
+        return max(1, round(config.tokens / (float(np.mean(source.lengths)) * config.batch_size)))
+    seconds = []
+    for step in range(PROBED):
+        begin = time.perf_counter()
+        backward(model, batches.step(step), world)
+        seconds.append(time.perf_counter() - begin)
+        model.zero_grad()
+    # The first two steps warm up caches and are not counted; ranks must agree, so they take their mean.
+    usual = world.sum(torch.tensor(median(seconds[2:]), device=world.device)).item() / world.size
+    return max(1, int(config.minutes * 60 / usual))
+
+
+def validate(objective: Objective, valid: Source, config: TrainingConfig, world: World) -> dict[str, float]:
+    """Losses and metrics over the held-out examples, epoch 0's masks, all ranks sharing the work."""
+    objective.eval()
+    count = min(len(valid.lengths), config.valid_examples)
+    rows = np.arange(count) * len(valid.lengths) // count  # evenly over all
+    steps = [rows[i : i + config.batch_size] for i in range(0, count, config.batch_size)]
+    sums: Sums = {}
+    for step in steps[world.rank :: world.size]:
+        keys = example_keys(config.seed, 0, torch.from_numpy(step))
+        parts = split_evenly(valid.lengths[step], config.micro_tokens, 1)
+        micro = [objective.collate(valid.read(step[p], keys[torch.from_numpy(p)])) for p in parts]
+        merge(sums, measure(objective, micro, world.device))
+    objective.train()
+    return {f"valid_{name}": value for name, value in report(sums, objective, world).items()}
+
+
+def merge(sums: Sums, part: Sums) -> None:
+    """Add sums and counts to sums and counts."""
+    for name, (value, count) in part.items():
+        before = sums.get(name, (0.0, 0))
+        sums[name] = (before[0] + value, before[1] + count)
+
+
+def report(sums: Sums, objective: Objective, world: World) -> dict[str, float]:
+    """Means over all ranks, and `loss`: the weighted sum of the loss terms, in nats."""
+    names = sorted(sums)
+    pairs = torch.tensor([[float(value), float(count)] for value, count in (sums[name] for name in names)], device=world.device, dtype=torch.float64)
+    pairs = world.sum(pairs.reshape(-1, 2))
+    means = {name: (value / count if count else 0.0) for name, (value, count) in zip(names, pairs.tolist())}
+    loss = sum(objective.weights.get(name, 1.0) * means[name] for name in objective.terms if name in means)
+    return {"loss": loss} | means
+
+
+def speed_line(values: dict[str, float], valid: dict[str, float]) -> str:
+    """`loss 3.21  valid 3.40  12,300 tokens/s  250 GFLOP/s (58 % of peak)`"""
+    if "tokens_per_second" not in values:
+        return ""
+    held_out = f"  valid {valid['valid_loss']:.3f}" if "valid_loss" in valid else ""
+    return (f"loss {values['loss']:.3f}{held_out}  {values['tokens_per_second']:,.0f} tokens/s  "
+            f"{values['flops_per_second'] / 1e9:,.0f} GFLOP/s ({values['share_of_peak']:.0%} of the measured peak)")
+
+
+def refuse_endless(bad: int, state: dict[str, Any], micro_batches: list[Batch], output: Path) -> None:
+    """Count steps without a finite gradient; too many in a row are an error that names the place."""
+    documents = torch.cat([batch.documents for batch in micro_batches])[:8].tolist()
+    console.print(f"step {state['step']}: the gradient is not finite, step skipped (documents {documents} ...)")
+    if bad == PATIENCE:
+        raise FloatingPointError(f"{PATIENCE} steps in a row up to step {state['step']} had no finite gradient (last documents: {documents}); "
+                                 f"the last good checkpoint is kept in {output / 'checkpoints'}: lower optim.lr, or use precision fp32")
+
+
+class StopSignal:
+    """Inside this context SIGTERM and SIGINT only set `asked`; the step is finished first."""
+
+    asked = False
+
+    def __enter__(self) -> "StopSignal":
+        try:
+            self.before = {s: signal.signal(s, self._ask) for s in (signal.SIGTERM, signal.SIGINT)}
+        except ValueError:  # not the main thread: signals are somebody else's business
+            self.before = {}
+        return self
+
+    def _ask(self, *_) -> None:
+        self.asked = True
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether bf16 matmuls run in hardware here."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported() and torch.cpu._is_avx512_bf16_supported()
+
+
+def tune_allocator() -> None:
+    """Keep freed memory in the process: page faults on large temporaries cost 10 to 20 % of a CPU step (docs/LOG.md)."""
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+    except OSError:  # not glibc
+        return
+    M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
+    for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 64 << 20)):
+        libc.mallopt(option, value)
