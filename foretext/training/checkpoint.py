@@ -28,7 +28,7 @@ def save(folder: Path, objective: nn.Module, optimizer: torch.optim.Optimizer, s
     target = folder / "checkpoints" / f"step-{state['step']}"
     if world.first:
         with whole_folder(target, overwrite=True) as new:
-            save_file({name: value.contiguous() for name, value in objective.state_dict().items()}, new / "objective.safetensors")
+            save_file(tensors(objective), new / "objective.safetensors")
             torch.save({"optimizer": optimizer.state_dict(), "random": random}, new / "optimizer.pt")
             write_json(new / "state.json", state)
         for old in steps(folder)[:-keep]:
@@ -63,4 +63,13 @@ def load(folder: Path, step: int, objective: nn.Module, optimizer: torch.optim.O
 
 def load_objective(path: Path, objective: nn.Module) -> None:
     """Load the weights of a checkpoint folder into an objective of the same shape."""
-    objective.load_state_dict(load_file(path / "objective.safetensors"))
+    missing, unknown = objective.load_state_dict(load_file(path / "objective.safetensors"), strict=False)
+    if unknown or set(missing) & set(tensors(objective)):
+        raise UserError(f"{path}: holds the weights of another model (missing {missing[:3]}, unknown {unknown[:3]})")
+
+
+def tensors(module: nn.Module) -> dict[str, torch.Tensor]:
+    """The state of a module, a tensor with several names (ELECTRA's shared embeddings) once, under the first."""
+    first: dict[int, str] = {}
+    return {name: value.contiguous() for name, value in module.state_dict().items()
+            if first.setdefault(value.data_ptr(), name) == name}

@@ -98,10 +98,9 @@ def train(objective: Objective, source: Source, output: str | Path, config: Trai
     model = world.wrap(objective)
     optimizer = make_optimizer(objective, config.optim)
     batches = Batches(source, objective.collate, config.batch_size, config.micro_tokens, config.seed, world.rank, world.size)
-    torch.manual_seed(config.seed + world.rank)  # dropout alone draws from it
-
     state = {"step": 0, "updates": 0, "tokens": 0, "best": None, "best_step": None, "valid": {}}
     total = open_run(output, describe(objective, source, config), overwrite, world, lambda: budget(config, source, model, batches, world))
+    torch.manual_seed(config.seed + world.rank)  # dropout alone draws from it; after the budget's probe, which may not have run
     if saved := checkpoint.steps(output):
         state = checkpoint.load(output, saved[-1], objective, optimizer, world)
         if world.first:
