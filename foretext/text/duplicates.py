@@ -1,0 +1,106 @@
+"""Texts that say the same: exactly (`exact_key`) or nearly (`near_duplicates`)."""
+
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from foretext.errors import UserError
+
+WORD = re.compile(r"\w+")
+CHUNK = 2000  # candidates compared at a time: bounds memory, changes nothing else
+MEASURES = ("containment", "jaccard")
+
+
+def exact_key(text: str) -> bytes:
+    """16 bytes that are equal for texts equal up to white space (BLAKE2b of the words joined by single blanks)."""
+    return hashlib.blake2b(" ".join(text.split()).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def near_duplicates(reference_texts: Sequence[str], candidate_texts: Iterable[str], threshold: float = 0.5, *, words: int = 3,
+                    measure: str = "containment") -> np.ndarray:
+    """Which candidates nearly repeat any of the references.
+
+    A text becomes the set of its runs of `words` lower-cased words (a shorter text: one run of all its words), hashed to 64 bits.
+    Two texts are compared by their shared runs, divided by the size of the smaller set ("containment": a copy inside a longer
+    text counts in full) or of the union ("jaccard"). Texts without a word match nothing.
+
+    Args:
+        threshold: smallest similarity that counts as a near duplicate, above 0 and at most 1.
+
+    Returns:
+        bool (number of candidates,).
+
+    Raises:
+        UserError: threshold or measure out of range.
+    """
+    if not 0 < threshold <= 1:
+        raise UserError(f"threshold must be above 0 and at most 1, found {threshold}")
+    if measure not in MEASURES:
+        raise UserError(f"measure {measure!r} is unknown: choose one of {', '.join(MEASURES)}")
+    numbers: dict[str, int] = {}
+    reference, sizes = _shingles(reference_texts, words, numbers)
+    owner = np.repeat(np.arange(len(sizes)), sizes)
+    order = np.argsort(reference, kind="stable")
+    reference, owner = reference[order], owner[order]
+    if not len(reference):
+        return np.zeros(sum(1 for _ in candidate_texts), bool)
+    unique, first, times = np.unique(reference, return_index=True, return_counts=True)
+
+    found = []
+    for texts in _chunks(candidate_texts, CHUNK):
+        shingles, lengths = _shingles(texts, words, numbers)
+        candidate = np.repeat(np.arange(len(texts)), lengths)
+        place = np.minimum(np.searchsorted(unique, shingles), len(unique) - 1)
+        hit = unique[place] == shingles
+        place, candidate = place[hit], candidate[hit]
+        # One entry per (candidate, reference that holds the same run): counting equal pairs gives the size of the intersection.
+        repeat = times[place]
+        inside = np.arange(int(repeat.sum())) - np.repeat(np.cumsum(repeat) - repeat, repeat)
+        pairs = np.repeat(candidate, repeat) * len(sizes) + owner[np.repeat(first[place], repeat) + inside]
+        pairs, shared = np.unique(pairs, return_counts=True)
+        one, other = lengths[pairs // len(sizes)], sizes[pairs % len(sizes)]
+        whole = np.minimum(one, other) if measure == "containment" else one + other - shared
+        mask = np.zeros(len(texts), bool)
+        mask[(pairs // len(sizes))[shared >= threshold * whole]] = True
+        found.append(mask)
+    return np.concatenate(found) if found else np.zeros(0, bool)
+
+
+def _chunks(texts: Iterable[str], size: int) -> Iterable[list[str]]:
+    chunk: list[str] = []
+    for text in texts:
+        chunk.append(text)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def _shingles(texts: Iterable[str], n: int, numbers: dict[str, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct runs of n words of each text: (hashes uint64 of all texts end to end, how many each text has)."""
+    rows = [[numbers.setdefault(word, len(numbers)) for word in WORD.findall(text.lower())] for text in texts]
+    lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+    flat = np.fromiter((number for row in rows for number in row), np.uint64, int(lengths.sum()))
+    owner = np.repeat(np.arange(len(rows)), lengths)
+    place = np.arange(len(flat)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    runs = np.zeros(len(flat), np.uint64)
+    for i in range(n):
+        # Words after a text's end count as nothing; a run that lacks words is kept only at the start of a text shorter than n.
+        valid = place + i < lengths[owner]
+        word = np.zeros(len(flat), np.uint64)
+        word[valid] = flat[np.flatnonzero(valid) + i] + np.uint64(1)
+        runs = _mix(runs ^ word)
+    keep = (place + n <= lengths[owner]) | (place == 0)
+    pairs = np.unique(np.rec.fromarrays([owner[keep], runs[keep]]))
+    return pairs["f1"], np.bincount(pairs["f0"], minlength=len(rows)).astype(np.int64)
+
+
+def _mix(values: np.ndarray) -> np.ndarray:
+    """splitmix64's finaliser: a bijection of 64-bit numbers that spreads every bit."""
+    values = values + np.uint64(0x9E3779B97F4A7C15)
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
