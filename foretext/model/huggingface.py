@@ -106,18 +106,57 @@ class Names:
 
 NAMES = {
     "bert": Names("bert", "Bert", "bert.", BERT, BERT_HEAD, "cls.predictions.decoder", BERT_FIELDS, BERT_DEFAULTS),
-    "roberta": Names("roberta", "Roberta", "roberta.", BERT, ROBERTA_HEAD, "lm_head.decoder", BERT_FIELDS, BERT_DEFAULTS,
-                     pad_id=1, offset=True),  # fmt: skip
-    "xlm-roberta": Names("roberta", "XLMRoberta", "roberta.", BERT, ROBERTA_HEAD, "lm_head.decoder", BERT_FIELDS, BERT_DEFAULTS,
-                         pad_id=1, offset=True),  # fmt: skip
-    "electra": Names("electra", "Electra", "electra.", ELECTRA, ELECTRA_HEAD, "generator_lm_head",
-                     BERT_FIELDS | {"embedding_width": "embedding_size"}, BERT_DEFAULTS),  # fmt: skip
-    "mpnet": Names("mpnet", "MPNet", "mpnet.", MPNET, ROBERTA_HEAD, "lm_head.decoder", MPNET_FIELDS,
-                   {"norm_eps": 1e-12, "dropout": 0.1, "attention_dropout": 0.1}, pad_id=1, offset=True),  # fmt: skip
-    "modernbert": Names("modernbert", "ModernBert", "model.", MODERNBERT, MODERNBERT_HEAD, "decoder", MODERNBERT_FIELDS,
-                        {"norm_eps": 1e-5, "dropout": 0.0, "attention_dropout": 0.0}, "hidden_activation", pad_id=50283),  # fmt: skip
-    "distilbert": Names("bert", "DistilBert", "distilbert.", DISTILBERT, DISTILBERT_HEAD, "vocab_projector", DISTILBERT_FIELDS,
-                        {"dropout": 0.1, "attention_dropout": 0.1}, "activation"),  # fmt: skip
+    "roberta": Names(
+        "roberta", "Roberta", "roberta.", BERT, ROBERTA_HEAD, "lm_head.decoder", BERT_FIELDS, BERT_DEFAULTS, pad_id=1, offset=True
+    ),  # fmt: skip
+    "xlm-roberta": Names(
+        "roberta", "XLMRoberta", "roberta.", BERT, ROBERTA_HEAD, "lm_head.decoder", BERT_FIELDS, BERT_DEFAULTS, pad_id=1, offset=True
+    ),  # fmt: skip
+    "electra": Names(
+        "electra",
+        "Electra",
+        "electra.",
+        ELECTRA,
+        ELECTRA_HEAD,
+        "generator_lm_head",
+        BERT_FIELDS | {"embedding_width": "embedding_size"},
+        BERT_DEFAULTS,
+    ),  # fmt: skip
+    "mpnet": Names(
+        "mpnet",
+        "MPNet",
+        "mpnet.",
+        MPNET,
+        ROBERTA_HEAD,
+        "lm_head.decoder",
+        MPNET_FIELDS,
+        {"norm_eps": 1e-12, "dropout": 0.1, "attention_dropout": 0.1},
+        pad_id=1,
+        offset=True,
+    ),  # fmt: skip
+    "modernbert": Names(
+        "modernbert",
+        "ModernBert",
+        "model.",
+        MODERNBERT,
+        MODERNBERT_HEAD,
+        "decoder",
+        MODERNBERT_FIELDS,
+        {"norm_eps": 1e-5, "dropout": 0.0, "attention_dropout": 0.0},
+        "hidden_activation",
+        pad_id=50283,
+    ),  # fmt: skip
+    "distilbert": Names(
+        "bert",
+        "DistilBert",
+        "distilbert.",
+        DISTILBERT,
+        DISTILBERT_HEAD,
+        "vocab_projector",
+        DISTILBERT_FIELDS,
+        {"dropout": 0.1, "attention_dropout": 0.1},
+        "activation",
+    ),  # fmt: skip
 }
 
 IGNORED = re.compile(r"(.*\.)?(position_ids|token_type_ids|version|_float_tensor)|cls\.seq_relationship\..*|pooler\..*")
@@ -170,7 +209,9 @@ def load(source: str | Path, **changes) -> Imported:
     if unknown:
         problems.append(f"unknown: {', '.join(unknown)}")
     if problems:
-        raise UserError(f"{folder}: the tensors do not fit a {raw['model_type']} encoder as config.json describes it; {'; '.join(problems)}")
+        raise UserError(
+            f"{folder}: the tensors do not fit a {raw['model_type']} encoder as config.json describes it; {'; '.join(problems)}"
+        )
     if head_state is None:
         notes.append("the token head starts fresh")
     changed = _changed(config, changes, folder)
@@ -193,7 +234,9 @@ def _there(path: Path) -> Path:
 
 def _changed(config: EncoderConfig, changes: dict[str, Any], folder: Path) -> EncoderConfig:
     if wrong := set(changes) - {"max_len", "dropout", "attention_dropout"}:
-        raise UserError(f"{folder}: {', '.join(sorted(wrong))} belongs to the weights; only max_len, dropout and attention_dropout can change")
+        raise UserError(
+            f"{folder}: {', '.join(sorted(wrong))} belongs to the weights; only max_len, dropout and attention_dropout can change"
+        )
     if changes.get("max_len", 0) > config.max_len and not config.prenorm:
         raise UserError(f"{folder}: its position table has {config.max_len} rows, so max_len cannot be {changes['max_len']}")
     return EncoderConfig(**(config.model_dump() | changes))
