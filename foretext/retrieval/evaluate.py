@@ -119,8 +119,7 @@ def evaluate(retriever: "Encoder | BM25 | Run", collection: Collection, split: s
     if isinstance(retriever, dict):
         run = _checked_run(retriever, asked, notes)
     else:
-        scores, indices = _search(retriever, collection, asked, depth + drop, vectors, device, show_progress)
-        run = as_run(asked.query_ids, collection.document_ids, scores, indices)
+        run = _search(retriever, collection, asked, depth + drop, vectors, device, notes, show_progress)
     run = _cut(run, asked, depth, drop, notes)
 
     query_ids = _with_relevant(asked, collection.policy, notes)
@@ -136,30 +135,40 @@ def evaluate(retriever: "Encoder | BM25 | Run", collection: Collection, split: s
 
 
 def _search(retriever: "Encoder | BM25", collection: Collection, asked: Split, k: int, vectors, device: str,
-            show_progress: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Scores and document numbers (Q, <= k)."""
-    size = len(collection.documents)
+            notes: ReadSummary, show_progress: bool) -> Run:
+    """The run of the whole corpus, k documents per query."""
+    document_ids, size = collection.document_ids, len(collection.documents)
     k = min(k, size)
     if isinstance(retriever, BM25):
         if retriever.size != size:
             raise UserError(f"the BM25 index holds {retriever.size:,} documents, {collection.name} {size:,}; index it again")
-        return retriever.search(asked.query_texts, k, show_progress)
+        return as_run(asked.query_ids, document_ids, *retriever.search(asked.query_texts, k, show_progress))
     if isinstance(vectors, Vectors):
-        if vectors.ids != collection.document_ids:
-            raise UserError(f"the vectors' ids are not those of {collection.name}'s corpus in its order; encode it again")
-        vectors = vectors.shards
+        if sorted(vectors.ids) != sorted(document_ids):  # shards may bring them in another order
+            raise UserError(f"the vectors' ids are not those of {collection.name}'s corpus; encode it again")
+        document_ids, vectors = vectors.ids, vectors.shards
     # An encoder may have a progress bar of its own; others need not know the argument.
     options = {"show_progress": True} if show_progress else {}
     if vectors is None:
         if show_progress:
             console.print(f"encoding {size:,} documents of {collection.name}")
         vectors = retriever.encode(collection.documents, kind="document", **options)
+        _note_cut(retriever, "documents", notes)
     shards = [vectors] if isinstance(vectors, np.ndarray) else list(vectors)
     if sum(map(len, shards)) != size:
         raise UserError(f"there are {sum(map(len, shards)):,} vectors for the {size:,} documents of {collection.name}")
     queries = retriever.encode(asked.query_texts, kind="query")
-    return search(queries, shards, k, getattr(retriever, "similarity", "cosine"), device=device,
-                  show_progress=show_progress)
+    _note_cut(retriever, "queries", notes)
+    found = search(queries, shards, k, getattr(retriever, "similarity", "cosine"), device=device,
+                   show_progress=show_progress)
+    return as_run(asked.query_ids, document_ids, *found)
+
+
+def _note_cut(encoder: Encoder, what: str, notes: ReadSummary) -> None:
+    """Count the texts that did not fit, from an encoder that tells (`last_cut`: texts, tokens)."""
+    texts, tokens = getattr(encoder, "last_cut", (0, 0))
+    if texts:
+        notes.note("too_long", detail=f"{texts:,} {what}, {tokens:,} tokens cut off", count=texts)
 
 
 def _drop_same_id(asked: Split, same_id: str | None) -> bool:

@@ -96,7 +96,9 @@ def _json_rows(lines: Iterable[tuple[int, str]], summary: ReadSummary, strip: bo
 
 def _column_rows(lines: Iterable[tuple[int, str]], head: list[tuple[int, str]], summary: ReadSummary,
                  strip: bool) -> Iterator[Row]:
-    count, rows = columns(lines, head, (3, 4, 2), summary, "judgements")
+    # Two columns are judgements only where a header says so: all pairs have grade 1.
+    pairs = [name.lower() in (*QUERY_NAMES, *DOCUMENT_NAMES) for name in head[0][1].split()] == [True, True]
+    count, rows = columns(lines, head, (2,) if pairs else (3, 4), summary, "judgements")
     usual = _usual_count(Path(summary.source))
     first = next(rows, None)
     if first is None:
@@ -104,7 +106,7 @@ def _column_rows(lines: Iterable[tuple[int, str]], head: list[tuple[int, str]], 
     number, fields = first
     if count > 2 and _is_number(fields[-1]):
         places = (0, 1, 2) if count == 3 else (0, 2, 3)
-        if usual == 3:
+        if usual == count == 3:
             summary.note("no_header", number)
         rows = chain([first], rows)
     else:

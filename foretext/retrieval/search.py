@@ -30,17 +30,26 @@ class Vectors:
 
 
 def open_vectors(folder: str | Path) -> Vectors:
-    """Open `vectors-*.npy` (memory-mapped), `ids-*.txt` and `manifest.json` of one folder, shards in order of name.
+    """Open `vectors-*.npy` (memory-mapped) and `ids-*.txt` of the shards that `manifest.json` lists under `counts`.
+
+    Without a manifest, or without counts in it, all shards there are, in order of name.
 
     Raises:
-        UserError: no shards, a shard without ids, or counts or dimensions that do not fit.
+        UserError: no shards, one that is missing or without ids, or counts or dimensions that do not fit.
     """
     folder = Path(folder)
+    manifest = read_json(folder / "manifest.json") if (folder / "manifest.json").exists() else {}
     paths = sorted(folder.glob("vectors-*.npy"), key=lambda path: path.name.encode())
+    if counts := manifest.get("counts"):
+        if len(counts) < manifest.get("shards", 0):
+            raise UserError(f"{folder}: only {len(counts)} of {manifest['shards']} shards are finished; encode the others")
+        paths = [folder / f"vectors-{shard}.npy" for shard in counts]
     if not paths:
         raise UserError(f"{folder}: found no vectors-*.npy; is this a folder of embeddings?")
     shards, ids = [], []
     for path in paths:
+        if not path.exists():
+            raise UserError(f"{path}: the manifest lists this shard, but it is missing; encode it again")
         shard = np.load(path, mmap_mode="r", allow_pickle=False)
         names = path.with_name(path.name.replace("vectors-", "ids-", 1)).with_suffix(".txt")
         if not names.exists():
@@ -52,9 +61,8 @@ def open_vectors(folder: str | Path) -> Vectors:
                             f" {len(lines):,}; encode the corpus again")
         shards.append(shard)
         ids += lines
-    manifest = folder / "manifest.json"
     _check_shapes(shards, str(folder))
-    return Vectors(shards, ids, read_json(manifest) if manifest.exists() else {})
+    return Vectors(shards, ids, manifest)
 
 
 def search(queries: np.ndarray, vectors: np.ndarray | Sequence[np.ndarray], k: int, similarity: str = "dot",
