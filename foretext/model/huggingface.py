@@ -371,8 +371,8 @@ def _modernbert_attention(raw: dict[str, Any], layers: int, where: str | Path) -
     if raw.get("rope_scaling") or {wide.get("rope_type", "default"), near.get("rope_type", "default")} != {"default"}:
         raise UserError(f"{where}/config.json: scaled rotary positions are not in the encoder; only rope_type 'default' is read")
     theta = wide.get("rope_theta", raw.get("global_rope_theta", 160_000.0))
-    return {"window": window, "global_every": every, "rope_theta": theta,
-            "local_rope_theta": near.get("rope_theta", raw.get("local_rope_theta") or (10_000.0 if "local_rope_theta" not in raw else theta))}  # fmt: skip
+    local = near.get("rope_theta", raw.get("local_rope_theta", 10_000.0))  # transformers 4 reads null as "the global one"
+    return {"window": window, "global_every": every, "rope_theta": theta, "local_rope_theta": theta if local is None else local}
 
 
 def save_encoder(encoder: Encoder, folder: str | Path, ids: Mapping[str, int], head: TokenHead | None = None,
