@@ -103,6 +103,8 @@ def search(queries: np.ndarray, vectors: np.ndarray | Sequence[np.ndarray], k: i
         number = np.argwhere(~np.isfinite(queries))[0, 0]
         raise UserError(f"the vector of query number {number} is not finite (nan or inf)")
 
+    if not len(queries):
+        return np.empty((0, min(k, rows)), np.float32), np.empty((0, min(k, rows)), np.int64)
     keep = min(k + SPARE, rows)
     asked = torch.from_numpy(_unit(queries) if similarity == "cosine" else queries).to(device)
     states = [(torch.empty(len(part), 0, device=device), torch.empty(len(part), 0, dtype=torch.int64, device=device))
@@ -114,7 +116,7 @@ def search(queries: np.ndarray, vectors: np.ndarray | Sequence[np.ndarray], k: i
                 states[i] = _merge(*states[i], part @ block.T, start, keep)
             if show_progress:
                 advance(len(block))
-        candidates = torch.cat([indices for _, indices in states]).cpu().numpy() if states else np.empty((0, keep), int)
+        candidates = torch.cat([indices for _, indices in states]).cpu().numpy()
     return _rescore(queries, shards, candidates, k, similarity)
 
 

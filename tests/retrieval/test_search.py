@@ -1,0 +1,172 @@
+"""Exact search against plain sorting; fusion against arithmetic."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from foretext.errors import UserError
+from foretext.retrieval import search as module
+from foretext.retrieval.search import fuse, open_vectors, search
+
+
+def by_sorting(queries, vectors, k, cosine=False):
+    """The slow, obvious way, in double precision."""
+    q, v = queries.astype(np.float64), vectors.astype(np.float64)
+    scores = (q[:, None, :] * v[None, :, :]).sum(axis=-1)
+    if cosine:
+        lengths = np.linalg.norm(q, axis=1)[:, None] * np.linalg.norm(v, axis=1)[None, :]
+        scores = np.divide(scores, lengths, out=np.zeros_like(scores), where=lengths > 0)
+    scores = scores.astype(np.float32)
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(scores, order, axis=1), order
+
+
+@pytest.fixture(scope="module")
+def data():
+    rng = np.random.default_rng(0)
+    return rng.standard_normal((70, 24), dtype=np.float32), rng.standard_normal((3000, 24), dtype=np.float32)
+
+
+@pytest.mark.parametrize("similarity", ["dot", "cosine"])
+@pytest.mark.parametrize("k, block_rows", [(1, 32_768), (10, 700), (10, 1), (100, 64), (100, 999), (2999, 500), (5000, 1024)])
+def test_equals_sorting(data, k, block_rows, similarity):
+    queries, vectors = data
+    if block_rows == 1:
+        queries, vectors = queries[:3], vectors[:200]
+    scores, indices = search(queries, vectors, k, similarity, block_rows=block_rows)
+    expected_scores, expected = by_sorting(queries, vectors, k, similarity == "cosine")
+    assert scores.dtype == np.float32 and indices.dtype == np.int64 and scores.shape == (len(queries), min(k, len(vectors)))
+    np.testing.assert_array_equal(indices, expected)
+    np.testing.assert_array_equal(scores, expected_scores)
+
+
+@pytest.mark.parametrize("order", ["rising", "falling"])
+def test_blocks_that_all_beat_or_never_beat_the_ones_before(order):
+    vectors = np.linspace(-1, 1, 5000, dtype=np.float32)[:, None]
+    vectors = vectors if order == "rising" else vectors[::-1].copy()
+    scores, indices = search(np.array([[1.0], [-1.0]]), vectors, 5, block_rows=300)
+    first = indices[0] if order == "falling" else indices[1]
+    assert first.tolist() == [0, 1, 2, 3, 4]
+    np.testing.assert_array_equal(by_sorting(np.array([[1.0], [-1.0]], np.float32), vectors, 5)[1], indices)
+
+
+def test_ties_go_to_the_lower_number_whatever_the_blocks(data):
+    queries, vectors = data
+    copies = np.concatenate([vectors[:500]] * 4)  # number i, i + 500, i + 1000, i + 1500 are equal
+    results = [search(queries, copies, 10, block_rows=rows) for rows in (64, 333, 500, 2000)]
+    for scores, indices in results:
+        np.testing.assert_array_equal(indices, results[0][1])
+        np.testing.assert_array_equal(scores, results[0][0])
+    best = by_sorting(queries, vectors[:500], 3)[1]
+    expected = [[place + 500 * copy for place in row for copy in range(4)][:10] for row in best.tolist()]
+    np.testing.assert_array_equal(results[0][1], expected)
+
+
+def test_all_equal_vectors():
+    scores, indices = search(np.ones((2, 3)), np.ones((1000, 3), np.float32), 20, block_rows=100)
+    assert indices.tolist() == [list(range(20))] * 2 and (scores == 3).all()
+
+
+def test_shards_memmaps_and_half_precision(tmp_path, data):
+    queries, vectors = data
+    whole = search(queries, vectors, 20)
+    pieces = []
+    for i, part in enumerate(np.split(vectors, [7, 7, 1500])):  # one of them empty
+        np.save(tmp_path / f"vectors-{i}.npy", part)
+        pieces.append(np.load(tmp_path / f"vectors-{i}.npy", mmap_mode="r"))
+    for rows in (1000, 128, 32_768):
+        for ours, expected in zip(search(queries[:3], pieces, 20, block_rows=rows), whole):
+            np.testing.assert_array_equal(ours, expected[:3])
+    halves = vectors.astype(np.float16)
+    np.testing.assert_array_equal(search(queries, halves, 20)[1], by_sorting(queries, halves, 20)[1])
+
+
+def test_full_precision_also_where_training_allowed_less(data):
+    queries, vectors = data
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        seen = []
+        original = module._merge
+        module._merge = lambda *args: (seen.append(torch.get_float32_matmul_precision()), original(*args))[1]
+        search(queries, vectors, 5)
+        assert seen and set(seen) == {"highest"} and torch.get_float32_matmul_precision() == "medium"
+    finally:
+        module._merge = original
+        torch.set_float32_matmul_precision(before)
+
+
+def test_zero_vectors_have_cosine_zero():
+    vectors = np.array([[0, 0], [-1, 0], [1, 0]], np.float32)
+    scores, indices = search(np.array([[2.0, 0], [0, 0]]), vectors, 3, "cosine")
+    assert indices.tolist() == [[2, 0, 1], [0, 1, 2]] and scores.tolist() == [[1, 0, -1], [0, 0, 0]]
+
+
+def test_no_queries(data):
+    scores, indices = search(np.empty((0, 24), np.float32), data[1], 7)
+    assert scores.shape == indices.shape == (0, 7)
+
+
+@pytest.mark.parametrize("queries, vectors, options, message", [
+    (np.ones((1, 3)), np.ones((4, 2)), {}, r"queries of shape \(1, 3\) do not fit vectors of 2 dimensions"),
+    (np.ones((1, 2)), np.ones((0, 2)), {}, "there are no vectors"),
+    (np.ones((1, 2)), [], {}, "expected arrays of rows"),
+    (np.ones((1, 2)), [np.ones((1, 2)), np.ones((1, 3))], {}, "same number of dimensions"),
+    (np.array([[1, 2], [np.nan, 0]]), np.ones((4, 2)), {}, "query number 1 is not finite"),
+    (np.ones((1, 2)), np.array([[1, 2], [3, 4], [np.inf, 0]]), {"block_rows": 2}, "document number 2 is not finite"),
+    (np.zeros((1, 2)), np.array([[1, 2], [3, np.nan]]), {}, "document number 1 is not finite"),
+    (np.ones((1, 2)), np.ones((4, 2)), {"similarity": "l2"}, "expected dot or cosine, found 'l2'"),
+    (np.ones((1, 2)), np.ones((4, 2)), {"k": 0}, "expected at least 1"),
+])
+def test_wrong_input(queries, vectors, options, message):
+    with pytest.raises(UserError, match=message):
+        search(queries, vectors, **{"k": 2, **options})
+
+
+def folder_of_vectors(folder, ids=(("a", "b"), ("c",)), manifest=None):
+    rng = np.random.default_rng(0)
+    for i, names in enumerate(ids):
+        np.save(folder / f"vectors-{i}.npy", rng.standard_normal((len(names), 4), dtype=np.float32))
+        (folder / f"ids-{i}.txt").write_bytes("".join(f"{name}\n" for name in names).encode())
+    if manifest:
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def test_open_vectors(tmp_path):
+    vectors = open_vectors(folder_of_vectors(tmp_path, ids=(("a", "b\u2028"), ("c\r",))))
+    assert vectors.ids == ["a", "b\u2028", "c\r"] and vectors.manifest == {}
+    assert [type(shard) for shard in vectors.shards] == [np.memmap, np.memmap]
+    (tmp_path / "manifest.json").write_text(json.dumps({"shards": 1, "counts": {"0": 2}}))
+    assert open_vectors(tmp_path).ids == ["a", "b\u2028"]  # what the manifest does not list is left over from before
+
+
+def test_open_vectors_refuses_what_does_not_fit(tmp_path):
+    with pytest.raises(UserError, match=r"found no vectors-\*\.npy"):
+        open_vectors(tmp_path)
+    folder_of_vectors(tmp_path)
+    (tmp_path / "ids-1.txt").write_text("c\nd\n")
+    with pytest.raises(UserError, match=r"ids-1\.txt: expected 1 ids .* found 2"):
+        open_vectors(tmp_path)
+    (tmp_path / "ids-1.txt").unlink()
+    with pytest.raises(UserError, match=r"ids-1\.txt, is missing"):
+        open_vectors(tmp_path)
+    for manifest, message in [({"shards": 3, "counts": {"0": 2}}, "only 1 of 3 shards"), ({"counts": {"7": 2}}, "lists this shard")]:
+        (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+        with pytest.raises(UserError, match=message):
+            open_vectors(tmp_path)
+
+
+def test_fusion_by_hand():
+    one = {"q": {"a": 9.0, "b": 8.0, "c": 7.0}}
+    two = {"q": {"c": 0.3, "a": 0.2}, "p": {"x": 1.0}}
+    fused = fuse([one, two])
+    assert list(fused["q"]) == ["a", "c", "b"]
+    assert fused["q"] == pytest.approx({"a": 1 / 61 + 1 / 62, "c": 1 / 63 + 1 / 61, "b": 1 / 62}, rel=1e-8)
+    assert fused["p"] == pytest.approx({"x": 1 / 61})
+    assert fuse([one, two], k=0)["q"]["a"] == 1.5
+    assert list(fuse([one, two], depth=1)["q"]) == ["a"]
+    assert fuse([one, two]) == fuse([two, one])
+    assert all(float(f"{score:.9g}") == score for score in fused["q"].values())  # the same from a run file
