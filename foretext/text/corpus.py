@@ -7,6 +7,7 @@ or is counted, never silently repaired.
 Lines end at LF only: a lone CR, U+2028, U+0085 and a vertical tab are text.
 """
 
+import contextlib
 import csv
 import glob
 import io
@@ -31,6 +32,7 @@ ID_NAMES = ("_id", "id", "docid", "doc_id", "pid")
 LAYOUTS = ("auto", "lines", "blocks", "file")
 BLANK_LINES = re.compile(rb"\n[ \t\r]*\n")
 BLOCK_BYTES = 2_000_000  # raw bytes of one block: a second or so of tokenizing, so that cores stay even and a kill costs little
+BOM = b"\xef\xbb\xbf"
 PEEK_BYTES = 1 << 16  # how much of a file a guess may look at
 NOT_COUNTED_AS_LOSS = {"blank_line", "empty_doc"}  # skipped without asking, so outside `max_skip_share`
 
@@ -83,16 +85,17 @@ class ReadSummary:
         if reason not in options.skip:
             raise UserError(f"{self.source}:{line}: {sentence} (reason {reason}; mend the line, or skip such records with skip={reason})")
         self.skipped[reason] += 1
-        self._example(line, reason)
+        self.example(line, reason)
 
     def note(self, reason: str, line: int, options: ReadOptions, count: int = 1) -> None:
         """A defect that is counted, unless the options are strict about it. Blank and empty records count as skipped."""
         if reason in options.strict:
             raise UserError(f"{self.source}:{line}: {reason}, and strict={reason} asks to stop there")
         (self.skipped if reason in NOT_COUNTED_AS_LOSS else self.notes)[reason] += count
-        self._example(line, reason)
+        self.example(line, reason)
 
-    def _example(self, line: int, reason: str) -> None:
+    def example(self, line: int, reason: str) -> None:
+        """Remember where a reason was met, the first five times."""
         if sum(known == reason for _, known in self.first_examples) < 5:
             self.first_examples.append((line, reason))
 
@@ -104,7 +107,7 @@ class ReadSummary:
         self.notes += other.notes
         self.guesses += [guess for guess in other.guesses if guess not in self.guesses]
         for line, reason in other.first_examples:
-            self._example(line, reason)
+            self.example(line, reason)
 
     def check(self, options: ReadOptions) -> None:
         """Raise `UserError` if nothing was accepted or more was skipped than `max_skip_share` allows."""
@@ -119,7 +122,8 @@ class ReadSummary:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return {"source": self.source, "lines": self.lines, "accepted": self.accepted, "skipped": dict(sorted(self.skipped.items())),
-                "notes": dict(sorted(self.notes.items())), "first_examples": [list(e) for e in self.first_examples], "guesses": self.guesses}
+                "notes": dict(sorted(self.notes.items())), "first_examples": [list(example) for example in self.first_examples],
+                "guesses": self.guesses}
 
     @staticmethod
     def from_dict(value: Mapping[str, Any]) -> "ReadSummary":
@@ -233,7 +237,7 @@ def _folder_sources(folder: Path, options: ReadOptions) -> list[Source]:
     if (folder / "dataset_dict.json").is_file():
         splits = read_json(folder / "dataset_dict.json").get("splits", [])
         if "train" not in splits and len(splits) != 1:
-            raise UserError(f"{folder}: a saved dataset with the splits {', '.join(splits)}; name one of them, e.g. {folder / (splits + ['train'])[0]}")
+            raise UserError(f"{folder}: a saved dataset with the splits {', '.join(splits)}; name the folder of one of them")
         return _folder_sources(inside(folder, "train" if "train" in splits else splits[0]), options)
     if (folder / "state.json").is_file():
         state = read_json(folder / "state.json")
@@ -341,32 +345,27 @@ def _zstd_errors() -> tuple[type[Exception], ...]:
 
 
 def _line_blocks(source: Source, options: ReadOptions, size: int, workers: int) -> Iterator[Block]:
-    summary, fields, line, kind = ReadSummary(source.name), {}, 1, source.kind
-    end = None
-    pieces = _pieces(source, size)
+    summary, fields, line, kind, header = ReadSummary(source.name), {}, 1, source.kind, False
+    head = next(_pieces(source, PEEK_BYTES), (b"", 0))[0].removeprefix(BOM)  # at least one whole line, whatever the block size
     if kind == "txt":
-        head = next(_pieces(source, PEEK_BYTES), (b"", 0))[0]
-        kind, guess = _layout(head, options)
-        summary.guesses += guess
-        end = BLANK_LINES if kind == "blocks" else None
-        pieces = _pieces(source, size, end)
-    for count, (piece, done) in enumerate(pieces):
-        lines = piece.count(b"\n")
-        if count == 0:
-            if piece.startswith(b"\xef\xbb\xbf"):
-                summary.note("bom", 1, options)
-                piece = piece[3:]
-            if kind == "jsonl":
-                fields, guess = _json_fields(piece, source, options)
-                summary.guesses += guess
-            elif kind == "tsv":
-                fields, guess, header = _tsv_fields(piece, source, options)
-                summary.guesses += guess
-                if header:
-                    piece, line, lines = piece[piece.find(b"\n") + 1:] if lines else b"", 2, max(lines - 1, 0)
+        kind, guesses = _layout(head, options)
+    elif kind == "jsonl":
+        fields, guesses = _json_fields(head, source, options)
+    else:
+        fields, guesses, header = _tsv_fields(head, source, options)
+    summary.guesses += guesses
+    for piece, done in _pieces(source, size, BLANK_LINES if kind == "blocks" else None):
+        if line == 1 and piece.startswith(BOM):
+            summary.note("bom", 1, options)
+            piece = piece[len(BOM):]
+        if header:
+            head, _, piece = piece.partition(b"\n")
+            if head.endswith(b"\r"):
+                summary.note("crlf", 1, options)
+            line, header = 2, False
         yield Block(0, kind, piece, source.name, line, fields, summary, done)
         summary = ReadSummary(source.name)
-        line += lines
+        line += piece.count(b"\n")
 
 
 def _layout(head: bytes, options: ReadOptions) -> tuple[str, list[str]]:
@@ -398,15 +397,10 @@ def _choose(columns: Mapping[str, float], source: Source, options: ReadOptions) 
 
 def _json_fields(piece: bytes, source: Source, options: ReadOptions) -> tuple[dict[str, str | None], list[str]]:
     records = []
-    for line in piece[:PEEK_BYTES].split(b"\n")[:50]:
-        try:
+    for line in piece.split(b"\n")[:50]:
+        with contextlib.suppress(ValueError):  # a broken line: the parser will say where
             record = json.loads(line)
-        except ValueError:  # a broken or cut line; the parser will say so
-            continue
-        if isinstance(record, dict):
-            records.append(record)
-    if not records and b"\n" in piece[PEEK_BYTES:]:
-        records = [record for record in [_json_or_none(piece.split(b"\n", 1)[0])] if isinstance(record, dict)]
+            records += [record] if isinstance(record, dict) else []
     if not records:
         if options.text_field:
             return {"text": options.text_field, "title": options.title_field, "id": options.id_field}, []
@@ -415,19 +409,12 @@ def _json_fields(piece: bytes, source: Source, options: ReadOptions) -> tuple[di
     return _choose({name: _mean([record.get(name) for record in records]) for name in names}, source, options)
 
 
-def _json_or_none(line: bytes) -> Any:
-    try:
-        return json.loads(line)
-    except ValueError:
-        return None
-
-
 def _mean(values: Sequence[Any]) -> float:
     return sum(len(value) for value in values if isinstance(value, str)) / max(len(values), 1)
 
 
 def _tsv_fields(piece: bytes, source: Source, options: ReadOptions) -> tuple[dict[str, Any], list[str], bool]:
-    rows = [line.rstrip(b"\r").decode("utf-8", "replace").split("\t") for line in piece[:PEEK_BYTES].split(b"\n") if line.strip()][:50]
+    rows = [line.rstrip(b"\r").decode("utf-8", "replace").split("\t") for line in piece.split(b"\n") if line.strip()][:50]
     if not rows:
         return {"columns": 1, "text": 0, "title": None, "id": None}, [], False
     return _table_fields(rows, source, options)
@@ -474,9 +461,9 @@ def _csv_blocks(source: Source, options: ReadOptions, size: int, workers: int) -
         for piece, done in _pieces(source, size):  # noqa: B007
             for raw in piece.removesuffix(b"\n").split(b"\n"):
                 number += 1
-                if number == 1 and raw.startswith(b"\xef\xbb\xbf"):
+                if number == 1 and raw.startswith(BOM):
                     summary.note("bom", 1, options)
-                    raw = raw[3:]
+                    raw = raw[len(BOM):]
                 if raw.endswith(b"\r"):
                     summary.note("crlf", number, options)
                     raw = raw[:-1]
@@ -614,9 +601,9 @@ def _file_blocks(source: Source, options: ReadOptions, size: int, workers: int) 
         done += path.stat().st_size
         volume += len(raw)
         summary.lines += 1
-        if raw.startswith(b"\xef\xbb\xbf"):
+        if raw.startswith(BOM):
             summary.note("bom", number, options)
-            raw = raw[3:]
+            raw = raw[len(BOM):]
         text = _decode(raw, number, summary, options, str(path))
         if text is not None:
             if "\r\n" in text:
@@ -797,7 +784,8 @@ def _document(name: str, title: Any, text: Any, line: int, summary: ReadSummary,
 def _from_columns(line: int, row: list[str], fields: dict[str, Any], too_many: str, summary: ReadSummary,
                   options: ReadOptions) -> Document | None:
     if len(row) != fields["columns"]:
-        summary.problem(too_many if len(row) > fields["columns"] else "column_count", line, f"expected {fields['columns']} columns, found {len(row)}: {' | '.join(row)[:80]}", options)
+        summary.problem(too_many if len(row) > fields["columns"] else "column_count", line,
+                        f"expected {fields['columns']} columns, found {len(row)}: {' | '.join(row)[:80]}", options)
         return None
     name = row[fields["id"]] if fields["id"] is not None else f"{summary.source}:{line}"
     return _document(name, row[fields["title"]] if fields["title"] is not None else "", row[fields["text"]], line, summary, options)

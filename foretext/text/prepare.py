@@ -78,7 +78,8 @@ class Report:
         shown = [*map(str, self.sources[:10]), *([f"... and {len(self.sources) - 10} more sources"] if len(self.sources) > 10 else [])]
         shown += self.messages
         shown.append(f"documents: {c['documents']:,} kept, {c['duplicates']:,} exact duplicates removed, {c['too_short']:,} too short")
-        shown.append(f"rows: {c['rows']:,} of {c['tokens']:,} tokens; {self.tokens_per_word:.2f} tokens per word; vocabulary {self.vocabulary:,}")
+        shown.append(f"rows: {c['rows']:,} of {c['tokens']:,} tokens; {self.tokens_per_word:.2f} tokens per word; "
+                     f"vocabulary {self.vocabulary:,}")
         cut = [f"{c[name]:,} {text}" for name, text in (("long_sentences", "sentences longer than a row, split at word ends"),
                                                         ("long_words", "words longer than a row, split"),
                                                         ("long_titles", "titles too long, taken as text"),
@@ -189,7 +190,7 @@ def merge_stores(shards: Sequence[str | Path], output: str | Path, *, overwrite:
         raise UserError(f"the shards lack some of their parts (found {len(parts)}); make them again")
     tokenizer = Tokenizer.load(path / "tokenizer")
     settings = about["settings"]
-    options = ReadOptions(**{**settings["reading"], "skip": tuple(settings["reading"]["skip"]), "strict": tuple(settings["reading"]["strict"])})
+    options = ReadOptions(**settings["reading"])
     with _work_folder(output, {"merge": settings}) as work:
         counts, summaries = _write_store(parts, about["sources"], tokenizer, output, work, settings, options, overwrite)
         shutil.rmtree(work)
@@ -504,7 +505,8 @@ class _Packer:
         self.keys.append(key)
         self.ids.append(document.id.encode("utf-8", "surrogatepass"))
         whole = f"{document.title} {document.text}" if document.title else document.text
-        self.statistics.append([len(whole.split()), len(whole.encode("utf-8", "surrogatepass")), long_sentences, long_words, short, int(long_title)])
+        size = len(whole.encode("utf-8", "surrogatepass"))
+        self.statistics.append([len(whole.split()), size, long_sentences, long_words, short, int(long_title)])
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Everything packed so far, as `store.merge_parts` wants it."""

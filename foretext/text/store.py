@@ -269,7 +269,7 @@ def merge_parts(parts: Sequence[Path], tokenizer: Tokenizer, folder: Path, scrat
         column.file.close()
     if not rows:
         raise UserError("no document is left after reading: every one was empty or too short; look at the input or lower min_tokens")
-    tokenizer.save(folder / "tokenizer", max_len=max_len, token_types=bool("[CLS]" == tokenizer.specials["cls"]))
+    tokenizer.save(folder / "tokenizer", max_len=max_len, token_types=tokenizer.specials["cls"] == "[CLS]")
     files = {name: {"bytes": column.bytes, "sha256": column.hash.hexdigest()} for name, column in columns.items()}
     for path in sorted((folder / "tokenizer").iterdir()):
         files[f"tokenizer/{path.name}"] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
@@ -279,7 +279,8 @@ def merge_parts(parts: Sequence[Path], tokenizer: Tokenizer, folder: Path, scrat
         "format": FORMAT, "version": VERSION, "settings": settings,
         "counts": {"documents": documents, "rows": rows, "tokens": tokens, "sentences": sentences, **extra,
                    **dict(zip(STATISTICS, sums.tolist())), "length_histogram": _binned(histogram)},
-        "sources": sources, "tokenizer": tokenizer.fingerprint, "vocabulary": tokenizer.size, "token_dtype": token_dtype.name, "files": files,
+        "sources": sources, "tokenizer": tokenizer.fingerprint, "vocabulary": tokenizer.size,
+        "token_dtype": token_dtype.name, "files": files,
     }
     write_json(folder / "manifest.json", manifest)
     return manifest

@@ -3,6 +3,7 @@
 Legend: V vocabulary size, T tokens.
 """
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -110,8 +111,10 @@ class Tokenizer:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of everything that decides ids; equal for equal tokenizers on every machine."""
-        return hashlib.sha256((self.backend.to_str() + json.dumps(self.specials, sort_keys=True)).encode()).hexdigest()
+        """SHA-256 of everything that decides the ids of a text; equal for equal tokenizers on every machine."""
+        parts = json.loads(self.backend.to_str())
+        deciding = [parts[name] for name in ("added_tokens", "normalizer", "pre_tokenizer", "model")]
+        return hashlib.sha256(json.dumps([deciding, self.specials], sort_keys=True).encode()).hexdigest()
 
     def encode_flat(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Texts -> (ids int32 (T,) of all texts end to end, lengths int64 (n,)); no special tokens, nothing cut."""
@@ -207,10 +210,12 @@ class Tokenizer:
         backend = trainer(texts, wanted, lowercase)
         filled = backend.get_vocab_size()
         if filled < wanted and filled >= ROUND_TO and filled % ROUND_TO:
-            smaller = trainer(texts, filled // ROUND_TO * ROUND_TO, lowercase)
-            backend = smaller if smaller.get_vocab_size() % ROUND_TO == 0 else backend
+            with contextlib.suppress(UserError):  # no room for the alphabet: the odd size stays
+                smaller = trainer(texts, filled // ROUND_TO * ROUND_TO, lowercase)
+                backend = smaller if smaller.get_vocab_size() % ROUND_TO == 0 else backend
         specials = KINDS[kind]
-        backend.add_special_tokens([tokenizers.AddedToken(token, special=True, normalized=False, lstrip=role == "mask" and kind != "wordpiece")
+        eats_blank = kind != "wordpiece"  # "a <mask>" is one blank, which belongs to the mask as it would to a word
+        backend.add_special_tokens([tokenizers.AddedToken(token, special=True, normalized=False, lstrip=eats_blank and role == "mask")
                                     for role, token in specials.items()])
         backend.post_processor = _template(backend, specials, token_types=kind == "wordpiece", double_sep=kind != "wordpiece")
         return Tokenizer(backend, specials, f"trained {kind}")
@@ -375,7 +380,7 @@ def _train_wordpiece(texts: Sequence[str], vocab_size: int, lowercase: bool) -> 
         return backend
 
     backend = fresh(models.WordPiece(unk_token=BERT_SPECIALS["unk"]))
-    alphabet = _alphabet(backend.normalizer.normalize_str(text) for text in texts)
+    alphabet = _alphabet(texts, backend.normalizer)
     # The library numbers "##x" in the order of a randomly seeded hash map, which changes ids and merges from run to run.
     # Handing it the whole alphabet with its continuations as leading entries fixes the order.
     first = [*BERT_SPECIALS.values(), *alphabet, *(f"##{letter}" for letter in alphabet if not _isolated(letter))]
@@ -394,12 +399,17 @@ def _isolated(letter: str) -> bool:
     return (letter.isascii() and not letter.isalnum()) or unicodedata.category(letter).startswith("P") or 0x4E00 <= ord(letter) <= 0x9FFF
 
 
-def _alphabet(texts: Iterable[str]) -> list[str]:
+def _alphabet(texts: Iterable[str], normalizer) -> list[str]:
+    """The most frequent characters of the normalised texts; BERT's normaliser works character by character, and so does this."""
     from collections import Counter
 
-    counts: Counter[str] = Counter()
+    raw: Counter[str] = Counter()
     for text in texts:
-        counts.update(text)
+        raw.update(text)
+    counts: Counter[str] = Counter()
+    for letter, count in raw.items():
+        for normalised in normalizer.normalize_str(letter):
+            counts[normalised] += count
     ordered = sorted((letter for letter in counts if not letter.isspace()), key=lambda letter: (-counts[letter], letter))
     return sorted(ordered[:ALPHABET])
 
@@ -470,10 +480,10 @@ def unigram_pieces(texts: Iterable[str], size: int, max_piece: int = 12, shrink:
                 seeds[word[start:stop]] += weight
     letters = sorted((piece for piece in seeds if len(piece) == 1), key=lambda piece: (-seeds[piece], piece))[:ALPHABET]
     _room_for(letters, size)
-    longer = [piece for piece in seeds if len(piece) > 1 and seeds[piece] > 1]
+    longer: list[str] = [piece for piece in seeds if len(piece) > 1 and seeds[piece] > 1]
     longer.sort(key=lambda piece: (-seeds[piece] * len(piece), piece))
     frequency = {piece: seeds[piece] for piece in letters + longer[: max(8 * size, 20_000)]}
-    del seeds, longer
+    seeds.clear()
 
     def scored() -> dict[str, float]:
         total = float(np.log(sum(frequency.values())))
