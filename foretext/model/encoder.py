@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from foretext.model.attention import Bias, Bucket, Layout, attend, make_bias, near_columns
+from foretext.model.attention import Bias, Bucket, Layout, attend, make_bias
 
 
 class EncoderConfig(BaseModel):
@@ -33,6 +33,8 @@ class EncoderConfig(BaseModel):
     global_every: int = Field(3, description="with a window: every n-th layer, from the first, sees everything")
     rope_theta: float = Field(160_000.0, description="rotary base of global layers")
     local_rope_theta: float = Field(10_000.0, description="rotary base of local layers")
+    qkv_init: Literal["normal", "xavier_fused"] | None = Field(
+        None, description="queries, keys and values before training: N(0, .02), or Xavier over all three, as MPNet's code does; default: by family")
     dropout: float = Field(0.0, ge=0, lt=1, description="after embeddings, attention and feed-forward")
     attention_dropout: float = Field(0.0, ge=0, lt=1, description="on attention weights")
 
@@ -124,6 +126,8 @@ class Block(nn.Module):
         D, bias, self.prenorm = config.width, not config.prenorm, config.prenorm
         self.heads, self.dropout, self.attention_dropout = config.heads, config.dropout, config.attention_dropout
         self.qkv = Linear(D, 3 * D, bias=bias)
+        if (config.qkv_init or ("xavier_fused" if config.family == "mpnet" else "normal")) == "xavier_fused":
+            nn.init.xavier_uniform_(self.qkv.weight)
         self.out = Linear(D, D, bias=bias)
         # ModernBERT's first layer follows the embedding norm directly and has none of its own.
         self.attention_norm = nn.Identity() if first and self.prenorm else LayerNorm(D, config.norm_eps, bias=bias)
@@ -134,7 +138,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor, layout: Layout, bias: Bias | None = None, rotary: Rotary | None = None,
                 window: int | None = None, rows: Tensor | None = None) -> Tensor:
         """(T, D) -> (T, D), or (K, D) when only `rows` (K,) are wanted: nothing is computed for the others after attention."""
-        q, k, v = self._split(self.qkv(self.enter(x)), 3)
+        q, k, v = self.queries_keys_values(self.enter(x))
         if rotary is not None:
             q, k = rotary(q), rotary(k)
         return self.finish(x, self.mix(q, k, v, layout, bias=bias, window=window), rows)
@@ -142,6 +146,10 @@ class Block(nn.Module):
     def enter(self, x: Tensor) -> Tensor:
         """What attention reads: x itself (post-norm) or LN(x) (pre-norm)."""
         return self.attention_norm(x) if self.prenorm else x
+
+    def queries_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(T, D) -> three times (T, H, d); x as given by `enter`."""
+        return self._split(self.qkv(x), 3)
 
     def queries(self, x: Tensor) -> Tensor:
         """(T, D) -> (T, H, d); x as given by `enter`."""
@@ -195,7 +203,7 @@ class Encoder(nn.Module):
         self.positions = None if config.prenorm else nn.Embedding(config.max_len, E)
         self.types = nn.Embedding(config.types, E) if config.types else None
         self.norm = LayerNorm(E, config.norm_eps, bias=not config.prenorm)
-        self.project = Linear(E, config.width) if E != config.width else nn.Identity()
+        self.project = Linear(E, config.width) if config.width != E else nn.Identity()
         self.relative = nn.Embedding(32, config.heads) if config.family == "mpnet" else None
         self.blocks = nn.ModuleList(Block(config, first=i == 0) for i in range(config.layers))
         self.final_norm = LayerNorm(config.width, config.norm_eps, bias=False) if config.prenorm else nn.Identity()
@@ -203,16 +211,17 @@ class Encoder(nn.Module):
             if table is not None:
                 nn.init.normal_(table.weight, std=0.02)
 
-    def forward(self, tokens: Tokens, rows: Tensor | None = None) -> Tensor:
+    def forward(self, tokens: Tokens, rows: Tensor | None = None, visible: list[Tensor] | None = None) -> Tensor:
         """Last hidden states.
 
         Args:
             rows: (K,) flat indices of the tokens that someone reads; the last layer then computes only those (exactly the same).
+            visible: per bucket a bool tensor broadcastable to (b, 1, L, L), what each token sees; None: its whole sequence.
         Returns:
             (T, D), or (K, D) with `rows`.
         """
         x = self.embed(tokens)
-        biases, rotaries = self.biases(tokens, tokens), self.rotaries(tokens.positions)
+        biases, rotaries = self.biases(tokens, tokens, visible), self.rotaries(tokens.positions)
         for i, block in enumerate(self.blocks):
             last = rows if i == len(self.blocks) - 1 else None
             x = block(x, tokens.layout, biases[i], rotaries[i], self.window(i), last)

@@ -1,14 +1,18 @@
 """The table of objectives. A new one is a new file and a line here."""
 
 from foretext.objectives.base import Objective
+from foretext.objectives.clm import CLM
 from foretext.objectives.contrastive import Contrastive
 from foretext.objectives.mlm import MLM
+from foretext.objectives.mpnet import MPNet
 from foretext.objectives.retromae import RetroMAE
 
 OBJECTIVES: dict[str, type[Objective]] = {
     objective.name: objective
     for objective in (
         MLM,
+        CLM,
+        MPNet,
         RetroMAE,
         Contrastive,
     )

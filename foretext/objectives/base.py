@@ -119,6 +119,10 @@ class Objective(nn.Module):
         """
         raise NotImplementedError
 
+    def summary(self, means: dict[str, float]) -> dict[str, float]:
+        """More numbers to report, computed from the means of terms and metrics over everything that is reported on."""
+        return {}
+
     def framed(self, documents: Documents) -> Documents:
         """`[CLS] x [SEP]`, cut to `max_len`."""
         return documents.framed(self.tokenizer.cls_id, self.tokenizer.sep_id, self.max_len)

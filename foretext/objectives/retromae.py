@@ -24,7 +24,7 @@ from foretext.model.encoder import Linear, Tokens
 from foretext.model.heads import TokenHead
 from foretext.objectives.base import Batch, Objective, ObjectiveConfig, Step, flat
 from foretext.text.batches import Documents
-from foretext.text.corrupt import Words, corrupt, half_even, sample_words, select
+from foretext.text.corrupt import Words, corrupt, sample_words, select, word_budget
 from foretext.text.randomness import integers
 
 
@@ -127,7 +127,7 @@ class RetroMAE(Objective):
             real = bucket.real if bucket.real is not None else torch.ones(bucket.size, bucket.width, dtype=torch.bool, device=token.device)
             n = real.sum(1)
             pool = min(bucket.width, self.config.decoder_masks)
-            hidden = sample_words(lengths, keys, "decoder_pool", half_even(n * self.config.decoder_share).clamp(min=1), pool)
+            hidden = sample_words(lengths, keys, "decoder_pool", word_budget(n, self.config.decoder_share), pool)
             word = bucket.pad(token + 1) - 1  # (b, L); padding becomes -1, like special tokens
             hidden = torch.nn.functional.pad(hidden, (0, 1))  # word -1: never hidden
             hidden = hidden.gather(2, (word % hidden.shape[2])[:, None].expand(-1, pool, -1))  # (b, pool, L) tokens

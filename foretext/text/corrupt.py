@@ -17,6 +17,7 @@ from foretext.text.randomness import bits, integers, shift_right, uniform
 from foretext.text.tokenizer import Tokenizer
 
 MAX_WORDS = 1 << 13  # words of one sequence that a sampler can order; also the stride between the masks of one sequence
+MAX_BUDGET = 512  # tokens that the sampler of whole words takes at most (objectives.md 0.5; BERT's max_predictions_per_seq)
 LONGEST_SPAN, SPAN_P = 10, 0.2  # words, geometric (SpanBERT, arXiv 1907.10529, section 3.1)
 
 
@@ -85,16 +86,7 @@ def sample_words(lengths: Tensor, keys: Tensor, stream: str, budget: Tensor, dra
         (B, draws, W) bool
     """
     B, W = lengths.shape
-    if W > MAX_WORDS:
-        raise ValueError(f"a sequence of {W} words is over the {MAX_WORDS} that can be ordered")
-    places = torch.arange(draws, device=lengths.device)[:, None] * MAX_WORDS + torch.arange(W, device=lengths.device)
-    # 19 random bits above 13 of index: one sort of 32-bit numbers gives the order. Two of 500 words tie once in four sequences.
-    random = shift_right(bits(keys[:, None, None], stream, places), 45) * MAX_WORDS + places % MAX_WORDS
-    order = _sorted(random.masked_fill_(lengths[:, None] == 0, (1 << 32) - 1)) % MAX_WORDS
-    order = order.clamp_(max=W - 1)  # places beyond the last word hold no word; any index will do
-    order = torch.where(torch.arange(W, device=lengths.device) < (lengths > 0).sum(1)[:, None, None], order, W)
-    padded = torch.nn.functional.pad(lengths, (0, 1))  # index W: a word of no tokens
-    sizes = padded[:, None].expand(B, draws, W + 1).gather(2, order)
+    order, sizes = shuffle_words(lengths, keys, stream, draws)
     used = sizes.cumsum(2)
     taken = used <= budget[:, None, None]
     left = budget[:, None] - (sizes * taken).sum(2)
@@ -107,6 +99,27 @@ def sample_words(lengths: Tensor, keys: Tensor, stream: str, budget: Tensor, dra
         if empty.any():
             chosen |= empty[:, :, None] & (torch.arange(W, device=lengths.device) == shortest[:, None, None])
     return chosen
+
+
+def shuffle_words(lengths: Tensor, keys: Tensor, stream: str, draws: int = 1) -> tuple[Tensor, Tensor]:
+    """The words of each sequence in random order, `draws` times.
+
+    Args:
+        lengths: (B, W) tokens of each word, 0 = no word. keys: (B,).
+    Returns:
+        (B, draws, W) index of each word, W where there are no more; and its length.
+    """
+    B, W = lengths.shape
+    if W > MAX_WORDS:
+        raise ValueError(f"a sequence of {W} words is over the {MAX_WORDS} that can be ordered")
+    places = torch.arange(draws, device=lengths.device)[:, None] * MAX_WORDS + torch.arange(W, device=lengths.device)
+    # 19 random bits above 13 of index: one sort of 32-bit numbers gives the order. Two of 500 words tie once in four sequences.
+    random = shift_right(bits(keys[:, None, None], stream, places), 45) * MAX_WORDS + places % MAX_WORDS
+    order = _sorted(random.masked_fill_(lengths[:, None] == 0, (1 << 32) - 1)) % MAX_WORDS
+    order = order.clamp_(max=W - 1)  # places beyond the last word hold no word; any index will do
+    order = torch.where(torch.arange(W, device=lengths.device) < (lengths > 0).sum(1)[:, None, None], order, W)
+    padded = torch.nn.functional.pad(lengths, (0, 1))  # index W: a word of no tokens
+    return order, padded[:, None].expand(B, draws, W + 1).gather(2, order)
 
 
 def _fill_gaps(sizes: Tensor, taken: Tensor, left: Tensor) -> None:
@@ -133,41 +146,79 @@ def _sorted(x: Tensor) -> Tensor:
     return torch.from_numpy(np.sort(x.numpy().astype(np.uint32)).astype(np.int64))
 
 
-def select(documents: Documents, vocabulary: Vocabulary, how: str, share: float, force_one: bool = True) -> tuple[Tensor, Tensor]:
+def select(documents: Documents, vocabulary: Vocabulary, how: str, share: float, stream: str = "select",
+           force_one: bool = True) -> tuple[Tensor, Tensor]:
     """Choose the tokens to predict (objectives.md 1b).
 
     Args:
-        how: "token" (each with probability `share`), "token_budget" (exactly that share), "word" (whole words), "span".
+        how: "token" (each with probability `share`), "token_budget" (exactly that share), "word" (whole words, so at most that share),
+            "cut_word" (exactly that share, whole words but one, of which the end is taken), "span" (of whole words).
+        force_one: a sequence that would have nothing to predict gets one of its tokens.
     Returns:
         selected: (T,) bool, never a special token.
         unit: (T,) int64, equal for the tokens that are replaced alike: the token's own position, or its span's first.
     """
     positions, sequence, keys = documents.positions, documents.sequence, documents.keys
     eligible = ~vocabulary.special[documents.ids]
+    unit = positions
     if how == "token":
-        selected = eligible & (uniform(keys[sequence], "select", positions) < share)
+        selected = eligible & (uniform(keys[sequence], stream, positions) < share)
     elif how == "token_budget":
         each = Words(torch.where(eligible, positions, -1), _grid(eligible.long(), documents))
-        selected = _tokens(sample_words(each.lengths, keys, "select", _budget(documents.lengths, share))[:, 0], each, sequence)
+        selected = _tokens(sample_words(each.lengths, keys, stream, token_budget(documents.lengths, share))[:, 0], each, sequence)
     elif how == "word":
         words = Words.of(documents, vocabulary)
-        selected = _tokens(sample_words(words.lengths, keys, "select", _budget(documents.lengths, share))[:, 0], words, sequence)
+        selected = _tokens(sample_words(words.lengths, keys, stream, word_budget(documents.lengths, share))[:, 0], words, sequence)
+    elif how == "cut_word":
+        selected = _select_cut_words(documents, Words.of(documents, vocabulary), share, stream)
     elif how == "span":
-        return _select_spans(documents, Words.of(documents, vocabulary), eligible, share)
+        selected, unit = _select_spans(documents, Words.of(documents, vocabulary), eligible, share)
     else:
-        raise ValueError(f"selection {how!r} is none of token, token_budget, word, span")
+        raise ValueError(f"selection {how!r} is none of token, token_budget, word, cut_word, span")
     if force_one:
-        counts = torch.zeros_like(documents.lengths).index_add_(0, sequence, selected.long())
-        for row in ((counts == 0).nonzero().squeeze(1)).tolist():  # rare: short rows only
-            candidates = (eligible & (sequence == row)).nonzero().squeeze(1)
-            if len(candidates):
-                place = integers(keys[row], "force", torch.tensor(0), len(candidates))
-                selected[candidates[place]] = True
-    return selected, positions
+        candidates = _count(eligible, documents)
+        pick = integers(keys, "force", torch.zeros_like(keys), candidates.clamp(min=1))
+        pick = torch.where(_count(selected, documents) == 0, pick, -1)
+        selected |= eligible & (_rank(eligible, documents) == pick[sequence])
+    return selected, unit
 
 
-def _budget(lengths: Tensor, share: float) -> Tensor:
+def shuffled(documents: Documents, selected: Tensor, stream: str) -> tuple[Tensor, Tensor, Tensor]:
+    """The selected tokens of each sequence in random order.
+
+    Args:
+        selected: (T,) bool.
+    Returns:
+        places: (K,) flat indices, sequence after sequence. step: (K,) place in the order, from 0 in each sequence.
+        sizes: (B,) selected tokens of each sequence.
+    """
+    places = selected.nonzero().squeeze(1)
+    sequence = documents.sequence[places]
+    random = shift_right(bits(documents.keys[sequence], stream, documents.positions[places]), 24)  # 40 bits: the order of one sequence
+    order = np.argsort(((sequence << 40) + random).numpy(), kind="stable")
+    sizes = _count(selected, documents)
+    return places[order], spans(torch.zeros_like(sizes), sizes), sizes
+
+
+def token_budget(lengths: Tensor, share: float) -> Tensor:
+    """How many tokens are `share` of sequences of these lengths; at least 1."""
     return half_even(lengths.double() * share).clamp(min=1)
+
+
+def word_budget(lengths: Tensor, share: float) -> Tensor:
+    """The budget of the sampler of whole words, at most 512 (objectives.md 0.5)."""
+    return token_budget(lengths, share).clamp(max=MAX_BUDGET)
+
+
+def _count(chosen: Tensor, documents: Documents) -> Tensor:
+    """(T,) bool -> (B,) how many of each sequence."""
+    return torch.zeros_like(documents.lengths).index_add_(0, documents.sequence, chosen.long())
+
+
+def _rank(chosen: Tensor, documents: Documents) -> Tensor:
+    """(T,) bool -> (T,) how many chosen tokens of the same sequence come before."""
+    count = chosen.long().cumsum(0) - chosen.long()
+    return count - count[documents.starts][documents.sequence]
 
 
 def _grid(values: Tensor, documents: Documents) -> Tensor:
@@ -182,14 +233,27 @@ def _tokens(chosen: Tensor, words: Words, sequence: Tensor) -> Tensor:
     return chosen[sequence, words.token.clamp(min=0)] & (words.token >= 0)
 
 
+def _select_cut_words(documents: Documents, words: Words, share: float, stream: str) -> Tensor:
+    """(T,) bool: the last tokens of the sequence when its words are shuffled, exactly the budget or all there are."""
+    order, sizes = (x[:, 0] for x in shuffle_words(words.lengths, documents.keys, stream))
+    left = token_budget(documents.lengths, share)[:, None] - (sizes.cumsum(1) - sizes)  # before each word, from the last word on
+    W = words.lengths.shape[1]
+    taken = torch.zeros(len(documents), W + 1, dtype=torch.int64).scatter_(1, order, left.clamp(min=0).minimum(sizes))
+    ordinary, sequence = words.token >= 0, documents.sequence
+    word = words.token.clamp(min=0)
+    to_end = words.lengths.cumsum(1)[sequence, word] - _rank(ordinary, documents)  # 1 for the last token of a word
+    return ordinary & (to_end <= taken[sequence, word])
+
+
 def _select_spans(documents: Documents, words: Words, eligible: Tensor, share: float) -> tuple[Tensor, Tensor]:
     """SpanBERT's spans of whole words; one draw per round for every sequence that still has budget."""
     B, W = words.lengths.shape
     keys, counts = documents.keys, (words.lengths > 0).sum(1)
     before = words.lengths.cumsum(1) - words.lengths  # tokens in words before this one
     before = torch.cat((before, words.lengths.sum(1, keepdim=True)), 1)
-    eligible_count = torch.zeros(B, dtype=torch.int64).index_add_(0, documents.sequence, eligible.long())
-    budget = half_even(eligible_count.double() * share)
+    gaps = torch.zeros(B, W, dtype=torch.int64)  # special tokens before each word: a span may not contain one
+    gaps[documents.sequence[eligible], words.token[eligible]] = (documents.positions - _rank(eligible, documents))[eligible]
+    budget = half_even(_count(eligible, documents).double() * share)
     left, failures_left = budget.clone(), 4 * budget
     owner = torch.full((B, W), -1)  # first word of the span each word lies in
     chances = SPAN_P * (1 - SPAN_P) ** torch.arange(LONGEST_SPAN, dtype=torch.float64)
@@ -206,7 +270,8 @@ def _select_spans(documents: Documents, words: Words, eligible: Tensor, share: f
         tokens = before[row, end.clamp(max=W)] - before[row, start]
         inside = start[:, None] + torch.arange(LONGEST_SPAN)
         covered = (torch.arange(LONGEST_SPAN) < size[:, None]) & (owner[row[:, None], inside.clamp(max=W - 1)] >= 0)
-        good = (end <= counts[row]) & (tokens <= left[row]) & ~covered.any(1)
+        unbroken = gaps[row, start] == gaps[row, end.clamp(max=W) - 1]
+        good = (end <= counts[row]) & (tokens <= left[row]) & unbroken & ~covered.any(1)
         at = spans(start[good], size[good])
         owner[row[good].repeat_interleave(size[good]), at] = start[good].repeat_interleave(size[good])
         left[row[good]] -= tokens[good]

@@ -217,7 +217,7 @@ def report(sums: Sums, objective: Objective, world: World) -> dict[str, float]:
     pairs = world.sum(pairs.reshape(-1, 2))
     means = {name: (value / count if count else 0.0) for name, (value, count) in zip(names, pairs.tolist())}
     loss = sum(objective.weights.get(name, 1.0) * means[name] for name in objective.terms if name in means)
-    return {"loss": loss} | means
+    return {"loss": loss} | means | (objective.summary(means) if means else {})
 
 
 def speed_line(values: dict[str, float], valid: dict[str, float]) -> str:

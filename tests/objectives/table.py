@@ -19,6 +19,8 @@ TABLE = [(name, layout) for name in OBJECTIVES for layout in LAYOUTS]
 # At temperature .02 a rounding of a cosine is multiplied by 50, which alone is above the 1e-6 asked of fp32 gradients.
 CONFIGS = {"contrastive": {"temperature": 0.1}}
 
+NOTHING_TO_CHOOSE = {"contrastive", "clm"}  # given pairs and whole texts: every epoch shows the same
+
 
 @lru_cache
 def small_tokenizer() -> Tokenizer:
