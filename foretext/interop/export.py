@@ -66,7 +66,8 @@ def write(model: TextEncoder, folder: Path, head: TokenHead | None, card: Mappin
         write_heads(folder, heads)
 
     kinds = [("", "Transformer"), ("1_Pooling", "Pooling")] + [("2_Normalize", "Normalize")] * model.normalized
-    modules = [{"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"} for i, (path, kind) in enumerate(kinds)]
+    modules = [(path, f"sentence_transformers.models.{kind}") for path, kind in kinds]
+    modules = [{"idx": i, "name": str(i), "path": path, "type": kind} for i, (path, kind) in enumerate(modules)]
     write_json(folder / "modules.json", modules)
     pooling = {f"pooling_mode_{key}": mode == model.pooling for key, mode in POOLING_MODES.items()}
     write_json(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": model.dimension, **pooling, "include_prompt": True})

@@ -180,12 +180,14 @@ def attend(
         q: (Tq, H, d). k, v: (Tk, H, d).
         layout: of the queries. kv_layout: of the keys, with the same buckets; default: the queries' own.
         bias: from `make_bias`; None is the fast path.
-        window: a query sees keys at most this far from its own column; only without `bias`.
+        window: a query sees keys at most this far from its own column; only without `bias`, and for equal lengths.
         dropout: probability of dropping an attention weight.
     Returns:
         (Tq, H * d)
     """
     kv_layout = kv_layout or layout
+    # With queries and keys of different lengths the flash kernel would count columns from the end; put the window into the bias.
+    assert window is None or kv_layout.lengths == layout.lengths, "a window needs queries and keys in the same places"
     if bias is None and q.is_cuda and q.dtype in (torch.bfloat16, torch.float16) and not dropout:
         from torch.nn.attention.varlen import varlen_attn  # flash attention over cu_seqlens: no padding at all
 

@@ -279,7 +279,7 @@ def _take(found: dict[str, Tensor], module: nn.Module, table: Table, problems: l
         wrong = [f"{name} is {tuple(part.shape)}, not {wanted}" for name, part in zip(theirs, parts) if part.shape != wanted]
         misfits += wrong if not absent else []
         if not absent and not wrong:
-            state[ours] = torch.cat(parts)[skip.get(ours, 0) :].to(torch.float32, copy=len(parts) == 1)
+            state[ours] = torch.cat(parts)[skip.get(ours, 0) :].float()  # a copy: `parts` may be the mapped file
     if missing:
         problems.append(f"missing: {', '.join(missing)}")
     if misfits:
