@@ -191,7 +191,7 @@ def find_sources(inputs: str | Path | Sequence[str | Path], options: ReadOptions
         if source.kind == "file" and merged and merged[-1].kind == "file":
             last = merged[-1]
             root = os.path.commonpath([path.absolute().parent for path in last.paths + source.paths])
-            merged[-1] = Source(os.path.relpath(root), "file", last.paths + source.paths, last.size + source.size)
+            merged[-1] = Source(os.path.basename(root), "file", last.paths + source.paths, last.size + source.size)
         else:
             merged.append(source)
     return merged

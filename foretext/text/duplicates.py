@@ -94,8 +94,12 @@ def _shingles(texts: Iterable[str], n: int, numbers: dict[str, int]) -> tuple[np
         word[valid] = flat[np.flatnonzero(valid) + i] + np.uint64(1)
         runs = _mix(runs ^ word)
     keep = (place + n <= lengths[owner]) | (place == 0)
-    pairs = np.unique(np.rec.fromarrays([owner[keep], runs[keep]]))
-    return pairs["f1"], np.bincount(pairs["f0"], minlength=len(rows)).astype(np.int64)
+    owner, runs = owner[keep], runs[keep]
+    order = np.lexsort((runs, owner))
+    owner, runs = owner[order], runs[order]
+    new = np.ones(len(runs), bool)
+    new[1:] = (runs[1:] != runs[:-1]) | (owner[1:] != owner[:-1])
+    return runs[new], np.bincount(owner[new], minlength=len(rows)).astype(np.int64)
 
 
 def _mix(values: np.ndarray) -> np.ndarray:

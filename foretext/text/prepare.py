@@ -16,7 +16,9 @@ import multiprocessing
 import os
 import re
 import shutil
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -145,7 +147,10 @@ def prepare(inputs: str | Path | Sequence[str | Path], output: str | Path, *, to
                 shutil.copytree(work / "tokenizer", folder / "tokenizer")
                 (folder / "parts").mkdir()
                 for part in parts:
-                    os.link(part, folder / "parts" / part.name)
+                    try:
+                        os.link(part, folder / "parts" / part.name)
+                    except OSError:  # a file system without hard links
+                        shutil.copyfile(part, folder / "parts" / part.name)
                 write_json(folder / "shard.json", {"shard": list(shard), "settings": settings, "tokenizer": used.fingerprint,
                                                    "sources": [source.name for source in sources]})
             counts, summaries = _preview(parts, sources)
@@ -153,7 +158,7 @@ def prepare(inputs: str | Path | Sequence[str | Path], output: str | Path, *, to
             names = [source.name for source in sources]
             counts, summaries = _write_store(parts, names, used, output, work, settings, options, overwrite)
         report = Report(output, counts, summaries, used.size, time.monotonic() - start, continued)
-        shutil.rmtree(work)
+        shutil.rmtree(work, ignore_errors=True)
     return report
 
 
@@ -193,7 +198,7 @@ def merge_stores(shards: Sequence[str | Path], output: str | Path, *, overwrite:
     options = ReadOptions(**settings["reading"])
     with _work_folder(output, {"merge": settings}) as work:
         counts, summaries = _write_store(parts, about["sources"], tokenizer, output, work, settings, options, overwrite)
-        shutil.rmtree(work)
+        shutil.rmtree(work, ignore_errors=True)
     return Report(output, counts, summaries, tokenizer.size, time.monotonic() - start)
 
 
@@ -225,7 +230,7 @@ def _work_folder(output: Path, settings: dict[str, Any]) -> Iterator[Path]:
     work.mkdir(parents=True, exist_ok=True)
     with open(work / "lock", "w") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock, not inherited by workers
         except OSError:
             raise UserError(f"{output}: another process is preparing this output; wait for it, or name another output") from None
         if not (work / "fingerprint").is_file() or (work / "fingerprint").read_text() != fingerprint:
@@ -298,8 +303,18 @@ def _volume(block: Block) -> int:
 _worker: dict[str, Any] = {}  # what each process needs for every block, set once
 
 
-def _start_worker(tokenizer: Tokenizer, options: ReadOptions, max_tokens: int, min_tokens: int, folder: Path) -> None:
+def _start_worker(tokenizer: Tokenizer, options: ReadOptions, max_tokens: int, min_tokens: int, folder: Path, parent: int) -> None:
+    if os.getpid() != parent:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+        threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
     _worker.update(tokenizer=tokenizer, options=options, max_tokens=max_tokens, min_tokens=min_tokens, folder=folder)
+
+
+def _die_with(parent: int) -> None:
+    """End this process when its parent is gone: a killed parent cannot tell its workers, and they would wait for ever."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def _do_block(block: Block) -> None:
@@ -315,7 +330,7 @@ def _make_parts(all_blocks: Iterator[Block], sources: Sequence[Source], folder: 
     parts, continued, at = [], 0, 0
     total = sum(source.size for source in sources)
     before: dict[int, int] = collections.defaultdict(int)
-    with _processes(workers, (tokenizer, options, max_tokens, min_tokens, folder)) as (submit, finish), \
+    with _processes(workers, (tokenizer, options, max_tokens, min_tokens, folder, os.getpid())) as (submit, finish), \
             progress("tokenizing (bytes read)", total or None) as advance:
         for block in all_blocks:
             at, before[block.source] = block.done - before[block.source], block.done
@@ -466,27 +481,32 @@ class _Packer:
         long_sentences = long_words = at = 0
         title = lengths[0] if titled else 0
         long_title = title > self.max // 2
+        least = self.min if long_title else self.min + title  # a title never stays alone in its row
         for count in lengths:
             if count == 0:
                 continue
-            if length + count > self.max and self.min <= length and count <= self.max:
+            if length + count > self.max and least <= length and count <= self.max:
                 rows.append((length, starts))
-                length, starts = 0, []
-            starts.append(length)
+                length, starts, least = 0, [], self.min
             if length + count <= self.max:
+                starts.append(length)
                 length += count
             else:  # longer than a row, or the row before it would be too short to keep: continue word by word
                 long_sentences += 1
+                begun = False
                 begins = np.append(np.flatnonzero(self.tokenizer.words.starts(ids[at:at + count])), count)
                 for word in np.diff(begins).tolist():
-                    if length + word > self.max and self.min <= length and word <= self.max:
+                    if length == self.max or (length + word > self.max and least <= length and word <= self.max):
                         rows.append((length, starts))
-                        length, starts = 0, [0]
+                        length, starts, least, begun = 0, [0], self.min, True
+                    if not begun:
+                        starts.append(length)
+                        begun = True
                     long_words += length + word > self.max
                     while length + word > self.max:
                         word -= self.max - length
                         rows.append((self.max, starts))
-                        length, starts = 0, [0]
+                        length, starts, least = 0, [0], self.min
                     length += word
             at += count
         short = length if length < self.min else 0

@@ -9,6 +9,8 @@ documents that another document repeats word for word are left out there.
 import hashlib
 import io
 import json
+import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -137,12 +139,8 @@ def read_notes(path: Path) -> dict[str, Any] | None:
     try:
         with np.load(path) as part:
             return json.loads(part["notes"].tobytes())
-    except (OSError, ValueError, KeyError, EOFError):  # BadZipFile is an OSError's neighbour: np.load raises ValueError for it
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
-    except Exception as error:
-        if type(error).__name__ == "BadZipFile":
-            return None
-        raise
 
 
 def find_duplicates(keys: Iterable[np.ndarray], total: int, scratch: Path) -> np.ndarray:
@@ -226,15 +224,19 @@ def merge_parts(parts: Sequence[Path], tokenizer: Tokenizer, folder: Path, scrat
     Raises:
         UserError: no document is left.
     """
-    notes = [read_notes(part) or {} for part in parts]
-    total = sum(note["documents"] for note in notes)
+    extra: Counter[str] = Counter(duplicates=0, too_short=0)
+    sizes = np.zeros(len(parts), np.int64)  # documents of each part; everything else is read when its turn comes
+    for i, part in enumerate(parts):
+        notes = read_notes(part) or {}
+        sizes[i] = notes["documents"]
+        extra.update(notes["counts"])
 
     def keys():
         for part in parts:
             with np.load(part) as arrays:
                 yield arrays["keys"]
 
-    duplicates = find_duplicates(keys(), total, scratch)
+    duplicates = find_duplicates(keys(), int(sizes.sum()), scratch)
     token_dtype = np.dtype(np.uint16 if tokenizer.size <= 2**16 else np.uint32)
     columns = {name: _Column(folder / name, token_dtype if dtype is None else dtype) for name, dtype in COLUMNS.items()}
     for name in ("offsets.bin", "sentence_offsets.bin", "document_id_offsets.bin"):
@@ -242,11 +244,11 @@ def merge_parts(parts: Sequence[Path], tokenizer: Tokenizer, folder: Path, scrat
     documents = rows = tokens = sentences = id_bytes = start = 0
     sums = np.zeros(len(STATISTICS), np.int64)
     histogram = np.zeros(0, np.int64)  # rows by length in tokens
-    for part, note in zip(parts, notes):
+    for part, size in zip(parts, sizes.tolist()):
         with np.load(part) as file:
             arrays = {name: file[name] for name in file.files if name != "notes"}
-        keep = duplicates[start:start + note["documents"]] == 0
-        start += note["documents"]
+        keep = duplicates[start:start + size] == 0
+        start += size
         keep_rows = np.repeat(keep, arrays["document_rows"])
         lengths, counts = arrays["row_lengths"][keep_rows], arrays["sentence_counts"][keep_rows]
         id_lengths = arrays["id_lengths"][keep]
@@ -273,7 +275,6 @@ def merge_parts(parts: Sequence[Path], tokenizer: Tokenizer, folder: Path, scrat
     files = {name: {"bytes": column.bytes, "sha256": column.hash.hexdigest()} for name, column in columns.items()}
     for path in sorted((folder / "tokenizer").iterdir()):
         files[f"tokenizer/{path.name}"] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
-    extra = {name: sum(note["counts"].get(name, 0) for note in notes) for name in ("duplicates", "too_short", "empty")}
     extra["duplicates"] += int(np.count_nonzero(duplicates))
     manifest = {
         "format": FORMAT, "version": VERSION, "settings": settings,
