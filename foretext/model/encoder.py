@@ -227,13 +227,16 @@ class Encoder(nn.Module):
             x = block(x, tokens.layout, biases[i], rotaries[i], self.window(i), last)
         return self.final_norm(x)
 
-    def states(self, tokens: Tokens) -> list[Tensor]:
-        """[h_0, ..., h_N], each (T, D): the embeddings and every layer's output, all before the final norm of pre-norm encoders."""
-        x = self.embed(tokens)
+    def states(self, tokens: Tokens, rows: Tensor | None = None) -> list[Tensor]:
+        """[h_0, ..., h_N], each (T, D): the embeddings and every layer's output, all before the final norm of pre-norm encoders.
+
+        With `rows` (K,) the last of them is (K, D), as in `forward`.
+        """
         biases, rotaries = self.biases(tokens, tokens), self.rotaries(tokens.positions)
-        states = [x]
+        states = [self.embed(tokens)]
         for i, block in enumerate(self.blocks):
-            states.append(block(states[-1], tokens.layout, biases[i], rotaries[i], self.window(i)))
+            last = rows if i == len(self.blocks) - 1 else None
+            states.append(block(states[-1], tokens.layout, biases[i], rotaries[i], self.window(i), last))
         return states
 
     def embed(self, tokens: Tokens, vectors: Tensor | None = None) -> Tensor:

@@ -1,5 +1,6 @@
 """Heads: tokens to vocabulary (tied, chunked cross-entropy), tokens to one vector."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -12,6 +13,9 @@ from foretext.model.encoder import Encoder, LayerNorm, Linear
 CHUNK_LOGITS = 1 << 24  # logits that exist at once: 64 MB in fp32
 
 Pooling = Literal["cls", "mean"]
+
+Look = Callable[[int, Tensor], None]
+"""Called with the number of a chunk's first row and its logits (rows, V) in fp32, which it may read and not change."""
 
 
 class TokenHead(nn.Module):
@@ -32,27 +36,28 @@ class TokenHead(nn.Module):
         """All logits, (K, D) -> (K, V), for looking at; training uses `loss`."""
         return F.linear(self.transform(hidden), words.weight.to(hidden.dtype), self.bias.to(hidden.dtype))
 
-    def loss(self, hidden: Tensor, words: nn.Embedding, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def loss(self, hidden: Tensor, words: nn.Embedding, labels: Tensor, look: Look | None = None) -> tuple[Tensor, Tensor]:
         """Cross-entropy of (K, D) states against (K,) labels: (sum in nats, number predicted right)."""
-        return cross_entropy_sum(self.transform(hidden), words.weight, self.bias, labels)
+        return cross_entropy_sum(self.transform(hidden), words.weight, self.bias, labels, look)
 
 
-def cross_entropy_sum(x: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def cross_entropy_sum(x: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, look: Look | None = None) -> tuple[Tensor, Tensor]:
     """Sum of -log softmax(x weight^T + bias)[labels] without ever holding all logits.
 
     Args:
         x: (K, E). weight: (V, E). bias: (V,). labels: (K,) int64.
+        look: shown every chunk of logits while it is there.
     Returns:
         (sum, correct), two fp32 scalars; the second carries no gradient.
     """
-    return _ChunkedCrossEntropy.apply(x, weight, bias, labels)
+    return _ChunkedCrossEntropy.apply(x, weight, bias, labels, look)
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
     """Takes the gradient of each chunk of rows while its logits are there, so nothing is recomputed and nothing large is kept."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias, labels):
+    def forward(ctx, x, weight, bias, labels, look):
         need = any(ctx.needs_input_grad)
         matrix = weight.to(x.dtype)  # cast here, so that its gradient stays fp32
         rows = max(1, CHUNK_LOGITS // weight.shape[0])
@@ -64,6 +69,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             h, label = x[part : part + rows], labels[part : part + rows, None]
             logits = F.linear(h, matrix).float()
             logits += bias
+            if look is not None:
+                look(part, logits)
             correct += (logits.argmax(1, keepdim=True) == label).sum()
             lse = logits.logsumexp(1, keepdim=True)
             total += (lse - logits.gather(1, label)).sum()
@@ -82,7 +89,59 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, scale, _):
         grad_x, grad_weight, grad_bias = ctx.saved_tensors
-        return grad_x * scale.to(grad_x.dtype), grad_weight * scale, grad_bias * scale, None
+        return grad_x * scale.to(grad_x.dtype), grad_weight * scale, grad_bias * scale, None, None
+
+
+def max_logits(x: Tensor, weight: Tensor, bias: Tensor, layout: Layout) -> Tensor:
+    """For every sequence and word the largest logit x weight^T + bias over the sequence's tokens, the first token left out.
+
+    One sequence's logits exist at a time (a stretch of it where they are over `CHUNK_LOGITS`).
+
+    Args:
+        x: (T, E). weight: (V, E). bias: (V,).
+    Returns:
+        (B, V) fp32; a sequence of one token has no largest logit, and gets the bias alone.
+    """
+    return _MaxLogits.apply(x, weight, bias, layout)
+
+
+class _MaxLogits(torch.autograd.Function):
+    """Keeps which token was the largest: the gradient is one product x[token] * weight[word] per sequence and word, not per token."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, layout):
+        matrix = weight.to(x.dtype)
+        B, V = len(layout.lengths), len(weight)
+        rows = max(1, CHUNK_LOGITS // V)
+        largest = x.new_full((B, V), float("-inf"), dtype=torch.float32)
+        token = torch.zeros(B, V, dtype=torch.int64, device=x.device)
+        start = 0
+        for b, n in enumerate(layout.lengths):
+            for part in range(start + 1, start + n, rows):
+                best, place = F.linear(x[part : min(part + rows, start + n)], matrix).max(0)
+                best, place = best.float(), place + part
+                if part == start + 1:
+                    largest[b], token[b] = best, place
+                else:
+                    better = best > largest[b]
+                    largest[b] = torch.where(better, best, largest[b])
+                    token[b] = torch.where(better, place, token[b])
+            start += n
+        alone = largest == float("-inf")
+        ctx.save_for_backward(x, weight, token, alone)
+        return largest.masked_fill_(alone, 0.0) + bias
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight, token, alone = ctx.saved_tensors
+        (B, V), T = grad.shape, len(x)
+        grad_bias = grad.sum(0)
+        grad = grad.masked_fill(alone, 0.0)
+        grad_weight = F.embedding_bag(token.T.contiguous(), x.float(), mode="sum", per_sample_weights=grad.T.contiguous())
+        order = token.flatten().argsort(stable=True)  # the same pairs, token by token
+        ends = torch.searchsorted(token.flatten()[order], torch.arange(T, device=x.device))
+        grad_x = F.embedding_bag(order % V, weight, ends, mode="sum", per_sample_weights=grad.flatten()[order])
+        return grad_x.to(x.dtype), grad_weight, grad_bias, None
 
 
 def pool(hidden: Tensor, layout: Layout, how: Pooling) -> Tensor:

@@ -21,16 +21,21 @@ MODERN_SIZES = {  # width, layers, heads, feed-forward width; base and large are
     "large": (1024, 28, 16, 2624),
 }
 
+EXCEPTIONS = {  # sizes that do not follow their family's table
+    "electra-small": {"width": 256, "layers": 12, "heads": 4, "ffn_width": 1024, "embedding_width": 128},  # arXiv 2003.10555, table 6
+}
+
 FAMILIES = {
     "bert": {"family": "bert", "types": 2, "norm_eps": 1e-12},
     "roberta": {"family": "roberta", "types": 1, "norm_eps": 1e-5},
+    "electra": {"family": "electra", "types": 2, "norm_eps": 1e-12},
     "mpnet": {"family": "mpnet", "types": 0, "norm_eps": 1e-5},
     "modernbert": {"family": "modernbert", "types": 0, "norm_eps": 1e-5, "window": 64, "max_len": 8192},
 }
 
 
 def preset(name: str, vocab_size: int, **changes) -> EncoderConfig:
-    """The configuration `family-size`, for example `bert-mini`, `mpnet-base`, `modernbert-small`.
+    """The configuration `family-size`, for example `bert-mini`, `electra-small`, `mpnet-base`, `modernbert-small`.
 
     Args:
         changes: fields of `EncoderConfig` to set otherwise (`max_len=128`).
@@ -43,4 +48,4 @@ def preset(name: str, vocab_size: int, **changes) -> EncoderConfig:
         raise UserError(f"no encoder is called {name!r}: take one of {', '.join(FAMILIES)}, a dash, and one of {', '.join(SIZES)}")
     width, layers, heads, *ffn = sizes[size]
     shape = {"width": width, "layers": layers, "heads": heads, "ffn_width": ffn[0] if ffn else 4 * width}
-    return EncoderConfig(vocab_size=vocab_size, **(FAMILIES[family] | shape | changes))
+    return EncoderConfig(vocab_size=vocab_size, **(FAMILIES[family] | shape | EXCEPTIONS.get(name, {}) | changes))

@@ -3,6 +3,7 @@
 from foretext.objectives.base import Objective
 from foretext.objectives.clm import CLM
 from foretext.objectives.contrastive import Contrastive
+from foretext.objectives.electra import ELECTRA
 from foretext.objectives.mlm import MLM
 from foretext.objectives.mpnet import MPNet
 from foretext.objectives.retromae import RetroMAE
@@ -13,6 +14,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
         MLM,
         CLM,
         MPNet,
+        ELECTRA,
         RetroMAE,
         Contrastive,
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -85,6 +86,7 @@ class Objective(nn.Module):
     weights: dict[str, float]  # of the loss terms, 1 unless said
     pooling: Pooling = "mean"  # how tokens become one vector, for export
     normalize: bool = True  # whether that vector is exported with length 1
+    recipes: ClassVar[dict[str, dict[str, Any]]] = {}  # encoder preset -> the paper's settings ("objective", "training") for that size
 
     def __init__(self, encoder: Encoder, tokenizer: Tokenizer, config: ObjectiveConfig | None = None):
         super().__init__()
@@ -128,8 +130,18 @@ class Objective(nn.Module):
         return documents.framed(self.tokenizer.cls_id, self.tokenizer.sep_id, self.max_len)
 
     def heads(self) -> dict[str, Tensor]:
-        """The state of everything but the encoder, to be kept beside it in an export."""
-        return {name: value for name, value in self.state_dict().items() if not name.startswith("encoder.")}
+        """The state of everything but the encoder (what it shares with the encoder is the encoder's), to be kept beside it in an export."""
+        shared = {value.data_ptr() for value in self.encoder.state_dict().values()}
+        return {name: value for name, value in self.state_dict().items()
+                if not name.startswith("encoder.") and value.data_ptr() not in shared}
+
+    def save_networks(self, folder: Path, overwrite: bool = False) -> list[Path]:
+        """Write the networks that one model folder cannot hold as folders of their own below `folder`; most objectives have none.
+
+        Returns:
+            the folders written, each in the format of transformers with its tokenizer (ELECTRA: discriminator/ and generator/).
+        """
+        return []
 
 
 def flat(documents: Documents) -> Tokens:

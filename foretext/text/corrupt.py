@@ -7,6 +7,7 @@ over tokens.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -147,13 +148,14 @@ def _sorted(x: Tensor) -> Tensor:
 
 
 def select(documents: Documents, vocabulary: Vocabulary, how: str, share: float, stream: str = "select",
-           force_one: bool = True) -> tuple[Tensor, Tensor]:
+           force_one: bool = True, base: Literal["all", "eligible"] = "all") -> tuple[Tensor, Tensor]:
     """Choose the tokens to predict (objectives.md 1b).
 
     Args:
         how: "token" (each with probability `share`), "token_budget" (exactly that share), "word" (whole words, so at most that share),
             "cut_word" (exactly that share, whole words but one, of which the end is taken), "span" (of whole words).
         force_one: a sequence that would have nothing to predict gets one of its tokens.
+        base: what "token_budget" and "word" take their share of: all tokens of a sequence, or only those that are not special.
     Returns:
         selected: (T,) bool, never a special token.
         unit: (T,) int64, equal for the tokens that are replaced alike: the token's own position, or its span's first.
@@ -161,6 +163,7 @@ def select(documents: Documents, vocabulary: Vocabulary, how: str, share: float,
     positions, sequence, keys = documents.positions, documents.sequence, documents.keys
     eligible = ~vocabulary.special[documents.ids]
     unit = positions
+    sizes = documents.lengths if base == "all" else _count(eligible, documents)
     if how == "token":
         selected = eligible & (uniform(keys[sequence], stream, positions) < share)
     elif how == "token_budget":
@@ -181,6 +184,12 @@ def select(documents: Documents, vocabulary: Vocabulary, how: str, share: float,
         pick = torch.where(_count(selected, documents) == 0, pick, -1)
         selected |= eligible & (_rank(eligible, documents) == pick[sequence])
     return selected, unit
+
+
+def sample_tokens(documents: Documents, eligible: Tensor, budget: Tensor, stream: str) -> Tensor:
+    """Choose `budget` (B,) eligible tokens of every sequence without replacement (all of them where there are fewer): (T,) bool."""
+    each = Words(torch.where(eligible, documents.positions, -1), _grid(eligible.long(), documents))
+    return _tokens(sample_words(each.lengths, documents.keys, stream, budget)[:, 0], each, documents.sequence)
 
 
 def shuffled(documents: Documents, selected: Tensor, stream: str) -> tuple[Tensor, Tensor, Tensor]:
