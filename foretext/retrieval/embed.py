@@ -179,7 +179,7 @@ class TextEncoder:
 
     def fingerprint(self) -> str:
         """SHA-256 of everything that decides a vector: configuration, weights, tokenizer."""
-        digest = hashlib.sha256(self.encoder.config.model_dump_json(exclude={"dropout", "attention_dropout"}).encode())
+        digest = hashlib.sha256(self.encoder.config.model_dump_json(exclude={"dropout", "attention_dropout", "qkv_init"}).encode())
         digest.update(self.tokenizer.fingerprint.encode() + bytes([self.lowercase]))
         for name, tensor in sorted(self.encoder.state_dict().items()):
             digest.update(name.encode())
