@@ -34,7 +34,7 @@ class EncoderConfig(BaseModel):
     rope_theta: float = Field(160_000.0, description="rotary base of global layers")
     local_rope_theta: float = Field(10_000.0, description="rotary base of local layers")
     qkv_init: Literal["normal", "xavier_fused"] | None = Field(
-        None, description="queries, keys and values before training: N(0, .02), or Xavier over all three, as MPNet's code does; default: by family")
+        None, description="query, key and value weights: N(0, .02), or Xavier over all three (MPNet's code); default: by family")
     dropout: float = Field(0.0, ge=0, lt=1, description="after embeddings, attention and feed-forward")
     attention_dropout: float = Field(0.0, ge=0, lt=1, description="on attention weights")
 

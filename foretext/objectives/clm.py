@@ -60,8 +60,8 @@ class CLM(Objective):
 
     def states(self, tokens: Tokens, rows: Tensor | None = None) -> Tensor:
         """Last hidden states, every token seeing itself and what is before it: (T, D), or (K, D) of `rows`."""
-        causal = [torch.ones(k.width, k.width, dtype=torch.bool, device=tokens.ids.device).tril()[None, None] for k in tokens.layout.buckets]
-        return self.encoder(tokens, rows, causal)
+        squares = (torch.ones(1, 1, k.width, k.width, dtype=torch.bool, device=tokens.ids.device) for k in tokens.layout.buckets)
+        return self.encoder(tokens, rows, visible=[square.tril() for square in squares])
 
     @torch.no_grad()
     def generate(self, prompt: Tensor, longest: int = 100, temperature: float = 1.0, top: int = 0, seed: int = 0) -> Tensor:

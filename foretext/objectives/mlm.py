@@ -39,7 +39,8 @@ class MLM(Objective):
     terms = ("mlm",)
 
     class Config(ObjectiveConfig):
-        selection: Literal["token", "token_budget", "word", "span"] = Field("word", description="what is chosen: single tokens, whole words or spans of words")
+        selection: Literal["token", "token_budget", "word", "span"] = Field(
+            "word", description="what is chosen: single tokens (each by chance, or exactly the share), whole words, spans of words")
         share: float = Field(0.15, gt=0, lt=1, description="share of tokens to predict (BERT .15, ModernBERT .30)")
         mask: float = Field(0.8, ge=0, le=1, description="share of those shown as the mask token (BERT section 3.1)")
         random: float = Field(0.1, ge=0, le=1, description="share of those shown as a random token")

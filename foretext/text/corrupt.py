@@ -18,6 +18,8 @@ from foretext.text.randomness import bits, integers, shift_right, uniform
 from foretext.text.tokenizer import Tokenizer
 
 MAX_WORDS = 1 << 13  # words of one sequence that a sampler can order; also the stride between the masks of one sequence
+NO_WORD = (1 << 31) - 1  # a ticket behind all others
+IN_CACHE = 1 << 19  # words drawn at once on a CPU: the 32-bit numbers of each then stay in its cache
 MAX_BUDGET = 512  # tokens that the sampler of whole words takes at most (objectives.md 0.5; BERT's max_predictions_per_seq)
 LONGEST_SPAN, SPAN_P = 10, 0.2  # words, geometric (SpanBERT, arXiv 1907.10529, section 3.1)
 
@@ -87,64 +89,80 @@ def sample_words(lengths: Tensor, keys: Tensor, stream: str, budget: Tensor, dra
         (B, draws, W) bool
     """
     B, W = lengths.shape
-    order, sizes = shuffle_words(lengths, keys, stream, draws)
-    used = sizes.cumsum(2)
-    taken = used <= budget[:, None, None]
-    left = budget[:, None] - (sizes * taken).sum(2)
-    _fill_gaps(sizes, taken, left)
-    chosen = torch.zeros(B, draws, W + 1, dtype=torch.bool, device=lengths.device).scatter_(2, order, taken)[:, :, :W]
-    chosen &= (lengths > 0)[:, None]
+    at_once = max(1, IN_CACHE // (draws * W)) if lengths.device.type == "cpu" else B
+    parts = [_sample(lengths[i : i + at_once], keys[i : i + at_once], stream, budget[i : i + at_once], draws) for i in range(0, B, at_once)]
+    chosen = parts[0] if len(parts) == 1 else torch.cat(parts)
     if force_one:
         shortest = lengths.masked_fill(lengths == 0, 1 << 40).argmin(1)
-        empty = ~chosen.any(2) & (lengths > 0).any(1)[:, None]
+        empty = (chosen.view(torch.uint8).amax(2) == 0) & (lengths > 0).any(1)[:, None]
         if empty.any():
             chosen |= empty[:, :, None] & (torch.arange(W, device=lengths.device) == shortest[:, None, None])
     return chosen
 
 
-def shuffle_words(lengths: Tensor, keys: Tensor, stream: str, draws: int = 1) -> tuple[Tensor, Tensor]:
-    """The words of each sequence in random order, `draws` times.
+def _sample(lengths: Tensor, keys: Tensor, stream: str, budget: Tensor, draws: int) -> Tensor:
+    """The longest prefix of the shuffled words that fits, then what still fits: (B, draws, W) bool."""
+    tickets = _tickets(lengths, keys, stream, draws)
+    ranked, order, sizes = _rank_words(tickets, lengths)
+    used = sizes.cumsum(2, dtype=torch.int32)
+    budget = budget.to(torch.int32)[:, None].expand(-1, draws).contiguous()
+    after = torch.searchsorted(used, budget[:, :, None], right=True)  # of a prefix, as every word has a token or more
+    beyond = ranked.gather(2, after.clamp(max=ranked.shape[2] - 1)).masked_fill_(after == ranked.shape[2], NO_WORD)
+    chosen = tickets < beyond
+    after = after[:, :, 0]
+    left = budget - used.gather(2, (after - 1).clamp(min=0)[:, :, None])[:, :, 0].masked_fill_(after == 0, 0)
+
+    rows = ((left > 0) & (after < (lengths > 0).sum(1)[:, None])).nonzero(as_tuple=True)
+    order, sizes, left, after = order[rows], sizes[rows], left[rows], after[rows]
+    columns = torch.arange(lengths.shape[1], device=lengths.device)
+    while len(left):
+        fits = (sizes <= left[:, None]) & (sizes > 0) & (columns >= after[:, None])
+        found = fits.any(1)
+        first = fits.to(torch.uint8).argmax(1)[found]
+        rows, order, sizes = tuple(index[found] for index in rows), order[found], sizes[found]
+        chosen[(*rows, order.gather(1, first[:, None])[:, 0].long())] = True
+        left, after = left[found] - sizes.gather(1, first[:, None])[:, 0], first + 1
+    return chosen
+
+
+def shuffle_words(lengths: Tensor, keys: Tensor, stream: str) -> tuple[Tensor, Tensor]:
+    """The words of each sequence in the random order in which `sample_words` would walk them.
 
     Args:
         lengths: (B, W) tokens of each word, 0 = no word. keys: (B,).
     Returns:
-        (B, draws, W) index of each word, W where there are no more; and its length.
+        (B, W) index of each word, W where there are no more; and its length.
+    """
+    _, order, sizes = _rank_words(_tickets(lengths, keys, stream, 1), lengths)
+    return order[:, 0].long(), sizes[:, 0].long()
+
+
+def _tickets(lengths: Tensor, keys: Tensor, stream: str, draws: int) -> Tensor:
+    """A number for every word, whose order is the random order: 19 random bits above 13 of the word's index; int32 (B, draws, W).
+
+    The index lets one sort give the order. Two of 500 words share their 19 bits once in four sequences.
     """
     B, W = lengths.shape
     if W > MAX_WORDS:
         raise ValueError(f"a sequence of {W} words is over the {MAX_WORDS} that can be ordered")
-    places = torch.arange(draws, device=lengths.device)[:, None] * MAX_WORDS + torch.arange(W, device=lengths.device)
-    # 19 random bits above 13 of index: one sort of 32-bit numbers gives the order. Two of 500 words tie once in four sequences.
-    random = shift_right(bits(keys[:, None, None], stream, places), 45) * MAX_WORDS + places % MAX_WORDS
-    order = _sorted(random.masked_fill_(lengths[:, None] == 0, (1 << 32) - 1)) % MAX_WORDS
-    order = order.clamp_(max=W - 1)  # places beyond the last word hold no word; any index will do
-    order = torch.where(torch.arange(W, device=lengths.device) < (lengths > 0).sum(1)[:, None, None], order, W)
-    padded = torch.nn.functional.pad(lengths, (0, 1))  # index W: a word of no tokens
-    return order, padded[:, None].expand(B, draws, W + 1).gather(2, order)
+    halves = torch.arange(-(-W // 2), device=lengths.device)
+    places = torch.arange(draws, device=lengths.device)[:, None] * MAX_WORDS + halves
+    random = bits(keys[:, None, None], stream, places).view(torch.int32)  # 64 bits are enough for two words
+    tickets = random[:, :, :W] & -MAX_WORDS
+    tickets |= torch.arange(W, dtype=torch.int32, device=lengths.device)
+    return tickets.masked_fill_(lengths[:, None] == 0, NO_WORD)
 
 
-def _fill_gaps(sizes: Tensor, taken: Tensor, left: Tensor) -> None:
-    """After the longest prefix: take, again and again, the first later word that still fits. Changes `taken` and `left`."""
-    after = taken.sum(2)  # only words behind this place are looked at
-    while True:
-        open_rows = (left > 0).nonzero(as_tuple=True)
-        if not len(open_rows[0]):
-            return
-        size, room = sizes[open_rows], left[open_rows][:, None]
-        fits = (size <= room) & (size > 0) & (torch.arange(size.shape[1], device=size.device) >= after[open_rows][:, None])
-        first = fits.int().argmax(1)
-        found = fits.any(1)
-        left[open_rows] = torch.where(found, room[:, 0] - size.gather(1, first[:, None])[:, 0], 0)
-        rows = tuple(index[found] for index in open_rows)
-        taken[(*rows, first[found])] = True
-        after[rows] = first[found] + 1
-
-
-def _sorted(x: Tensor) -> Tensor:
-    """Sort the last dimension of numbers below 2^32; NumPy's vectorised sort is thirty times torch's on a CPU (docs/LOG.md)."""
-    if x.device.type != "cpu":
-        return x.sort(dim=-1).values
-    return torch.from_numpy(np.sort(x.numpy().astype(np.uint32)).astype(np.int64))
+def _rank_words(tickets: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Tickets in order, whose they are (W: nobody's), and those words' lengths: three times int32 (B, draws, W)."""
+    B, W = lengths.shape
+    # NumPy's vectorised sort is thirty times torch's on a CPU (docs/LOG.md).
+    ranked = torch.from_numpy(np.sort(tickets.numpy())) if tickets.device.type == "cpu" else tickets.sort(dim=-1).values
+    order = (ranked & (MAX_WORDS - 1)).clamp_(max=W)
+    table = torch.nn.functional.pad(lengths, (0, 1)).to(torch.int32)  # word W has no tokens
+    begins = torch.arange(B, dtype=torch.int32, device=lengths.device)[:, None, None] * (W + 1)
+    sizes = table.flatten().index_select(0, (order + begins).flatten()).view(order.shape)
+    return ranked, order, sizes
 
 
 def select(documents: Documents, vocabulary: Vocabulary, how: str, share: float, stream: str = "select",
@@ -167,11 +185,10 @@ def select(documents: Documents, vocabulary: Vocabulary, how: str, share: float,
     if how == "token":
         selected = eligible & (uniform(keys[sequence], stream, positions) < share)
     elif how == "token_budget":
-        each = Words(torch.where(eligible, positions, -1), _grid(eligible.long(), documents))
-        selected = _tokens(sample_words(each.lengths, keys, stream, token_budget(documents.lengths, share))[:, 0], each, sequence)
+        selected = sample_tokens(documents, eligible, token_budget(sizes, share), stream)
     elif how == "word":
         words = Words.of(documents, vocabulary)
-        selected = _tokens(sample_words(words.lengths, keys, stream, word_budget(documents.lengths, share))[:, 0], words, sequence)
+        selected = _tokens(sample_words(words.lengths, keys, stream, word_budget(sizes, share))[:, 0], words, sequence)
     elif how == "cut_word":
         selected = _select_cut_words(documents, Words.of(documents, vocabulary), share, stream)
     elif how == "span":
@@ -244,7 +261,7 @@ def _tokens(chosen: Tensor, words: Words, sequence: Tensor) -> Tensor:
 
 def _select_cut_words(documents: Documents, words: Words, share: float, stream: str) -> Tensor:
     """(T,) bool: the last tokens of the sequence when its words are shuffled, exactly the budget or all there are."""
-    order, sizes = (x[:, 0] for x in shuffle_words(words.lengths, documents.keys, stream))
+    order, sizes = shuffle_words(words.lengths, documents.keys, stream)
     left = token_budget(documents.lengths, share)[:, None] - (sizes.cumsum(1) - sizes)  # before each word, from the last word on
     W = words.lengths.shape[1]
     taken = torch.zeros(len(documents), W + 1, dtype=torch.int64).scatter_(1, order, left.clamp(min=0).minimum(sizes))
