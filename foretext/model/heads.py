@@ -134,7 +134,7 @@ class _MaxLogits(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         x, weight, token, alone = ctx.saved_tensors
-        (B, V), T = grad.shape, len(x)
+        V, T = len(weight), len(x)
         grad_bias = grad.sum(0)
         grad = grad.masked_fill(alone, 0.0)
         grad_weight = F.embedding_bag(token.T.contiguous(), x.float(), mode="sum", per_sample_weights=grad.T.contiguous())

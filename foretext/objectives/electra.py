@@ -35,7 +35,8 @@ from foretext.text.batches import Documents
 from foretext.text.corrupt import corrupt, half_even, sample_tokens
 from foretext.text.randomness import uniform
 
-PAPER = {"warmup": 10_000, "schedule": "linear", "compose": "product", "bias_correction": False, "eps": 1e-6, "weight_decay": 0.01, "clip": 1.0}
+PAPER = {"warmup": 10_000, "schedule": "linear", "compose": "product", "bias_correction": False, "betas": (0.9, 0.999), "eps": 1e-6,
+         "weight_decay": 0.01, "clip": 1.0}
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,8 @@ class ELECTRA(Objective):
     class Config(ObjectiveConfig):
         share: float = Field(0.15, gt=0, lt=1, description="share of tokens that the generator samples (table 6; large .25)")
         mask: float = Field(0.85, ge=0, le=1, description="share of those hidden from the generator; it sees the others (ELECTRA's code)")
-        generator_width: float = Field(0.25, gt=0, le=1, description="width of the generator, as a share of the encoder's (table 6; base 1/3)")
-        generator_layers: float = Field(1.0, gt=0, le=1, description="layers of the generator, as a share of the encoder's (table 6)")
+        generator_width: float = Field(0.25, gt=0, le=1, description="width of the generator, as a share of the encoder's (base 1/3)")
+        generator_layers: float = Field(1.0, gt=0, le=1, description="layers of the generator, as a share of the encoder's")
         temperature: float = Field(1.0, gt=0, description="divides the generator's logits when it samples")
         weight: float = Field(50.0, gt=0, description="of the discriminator's loss (section 3.1)")
         max_len: int | None = Field(None, description="longest text in tokens; default: the encoder's")

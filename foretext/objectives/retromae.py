@@ -7,7 +7,8 @@ Inputs: documents of a store, one text a sequence.
 Owns: a token head (shared by encoder and decoder), one decoder layer; for encoders without a position table, a table of its own.
 Exports: a Hugging Face `*ForMaskedLM` folder with cls pooling; the decoder in `heads.safetensors`.
 When to use it: continued pre-training of a masked-language-model checkpoint for retrieval. It needs far more text than `contrastive`.
-Relations: without the decoder term it is `mlm` with whole words at share .30.
+Relations: without the decoder term it is `mlm` with whole words at share .30. `dupmae`, at the end of this file, is the same paper's
+    second version: one more task, and the other form of decoder queries.
 Example: `step = RetroMAE(encoder, tokenizer)(batch); loss = step.terms["encoder"] + step.terms["decoder"]`
 
     T tokens   B texts   D width   L longest text of a bucket
@@ -21,7 +22,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from foretext.model.encoder import Linear, Tokens
-from foretext.model.heads import TokenHead
+from foretext.model.heads import TokenHead, max_logits
 from foretext.objectives.base import Batch, Objective, ObjectiveConfig, Step, flat
 from foretext.text.batches import Documents
 from foretext.text.corrupt import Words, corrupt, sample_words, select, word_budget
@@ -77,10 +78,13 @@ class RetroMAE(Objective):
             Words.of(documents, self.vocabulary), documents.keys)
 
     def forward(self, batch: RetroBatch) -> Step:
-        layout, first = batch.clean.layout, batch.clean.layout.first_rows
+        first = batch.clean.layout.first_rows
         read = torch.cat((first, batch.places))
         hidden = self.encoder(batch.clean.with_ids(batch.corrupted), rows=read)
-        sentence, predicted = hidden.split((len(first), len(batch.places)))  # (B, D), (K, D)
+        return self.rebuild(batch, *hidden.split((len(first), len(batch.places))))
+
+    def rebuild(self, batch: RetroBatch, sentence: Tensor, predicted: Tensor) -> Step:
+        """Both losses, from the sentence vectors (B, D) and the encoder's states of the tokens that it predicts (K, D)."""
         rebuilt = self.decode(batch, sentence)[batch.rebuilt]  # (M, D)
         words = self.encoder.words
         encoder_loss, encoder_right = self.head.loss(predicted, words, batch.clean.ids[batch.places])
@@ -128,12 +132,65 @@ class RetroMAE(Objective):
             n = real.sum(1)
             pool = min(bucket.width, self.config.decoder_masks)
             hidden = sample_words(lengths, keys, "decoder_pool", word_budget(n, self.config.decoder_share), pool)
-            word = bucket.pad(token + 1) - 1  # (b, L); padding becomes -1, like special tokens
-            hidden = torch.nn.functional.pad(hidden, (0, 1))  # word -1: never hidden
-            hidden = hidden.gather(2, (word % hidden.shape[2])[:, None].expand(-1, pool, -1))  # (b, pool, L) tokens
+            hidden = torch.nn.functional.pad(hidden, (0, 1))  # one more word, never hidden: that of special tokens and padding
+            word = bucket.pad(token + 1) - 1
+            word = torch.where(word < 0, hidden.shape[2] - 1, word)[:, None]  # (b, 1, L)
+            hidden = hidden.gather(2, word.expand(-1, pool, -1))  # (b, pool, L) tokens
             rows = torch.arange(bucket.width, device=token.device)
             choice = integers(keys[:, None], "decoder_choice", rows, n.clamp(max=self.config.decoder_masks)[:, None])  # (b, L)
-            seen = ~hidden.gather(1, choice[:, :, None].expand(-1, -1, bucket.width))
-            seen &= real[:, None, :] & (rows[:, None] != rows)
+            choice = choice + torch.arange(bucket.size, device=token.device)[:, None] * pool
+            seen = ~hidden.flatten(0, 1).index_select(0, choice.flatten()).view(bucket.size, bucket.width, bucket.width)
+            seen &= real[:, None, :] & real[:, :, None]
+            seen.diagonal(dim1=1, dim2=2).fill_(False)
             visible.append(seen[:, None])
         return visible
+
+
+class DupMAE(RetroMAE):
+    """DupMAE (RetroMAE-2): the other tokens must carry the text as well, as a bag of words.
+
+    What it optimises: RetroMAE, and a bag of words: the largest logit of each vocabulary entry over all tokens but the first has to give
+        the words of the text.
+    References: RetroMAE-2 (arXiv 2305.02564), section 3.2 (arXiv 2211.08769 before it): equations 5 to 7.
+    Inputs: documents of a store, one text a sequence.
+    Owns: what RetroMAE owns; the bag of words has no weights of its own, it reads the encoder's token head on the corrupted text.
+    Exports: as RetroMAE.
+    When to use it: in place of `retromae` where the extra cost is affordable: logits of all tokens, once more, forward only.
+    Relations: with `bag_weight` towards 0 it is `retromae` with `query: full`.
+    Example: `step = DupMAE(encoder, tokenizer)(batch); loss = step.terms["encoder"] + step.terms["decoder"] + .1 * step.terms["bag"]`
+    """
+
+    name = "dupmae"
+    terms = ("encoder", "decoder", "bag")
+
+    class Config(RetroMAE.Config):
+        query: Literal["raw", "full"] = Field("full", description="decoder queries: vector + position, or the whole embedding block (published)")
+        bag: Literal["set", "counts"] = Field("set", description="each different word weighs 1/T (published), or as often as it occurs")
+        bag_weight: float = Field(0.1, gt=0, description="of the bag of words' loss")
+
+    def __init__(self, encoder, tokenizer, config=None):
+        super().__init__(encoder, tokenizer, config)
+        self.weights = {"bag": self.config.bag_weight}
+
+    def collate(self, examples: Documents) -> RetroBatch:
+        batch = super().collate(examples)
+        batch.counts["bag"] = int((batch.words.lengths.sum(1) > 0).sum())  # texts without a word have no bag
+        return batch
+
+    def forward(self, batch: RetroBatch) -> Step:
+        layout = batch.clean.layout
+        hidden = self.encoder(batch.clean.with_ids(batch.corrupted))  # (T, D)
+        step = self.rebuild(batch, hidden[layout.first_rows], hidden[batch.places])
+        largest = max_logits(self.head.transform(hidden), self.encoder.words.weight, self.head.bias, layout)  # (B, V)
+        step.terms["bag"] = -(self.bags(batch, largest.shape) * largest.log_softmax(1)).sum()
+        return step
+
+    @torch.no_grad()
+    def bags(self, batch: RetroBatch, shape: tuple[int, int]) -> Tensor:
+        """The weight of every vocabulary entry in every text's bag (B, V): 1/T if it occurs in its T words, or its count / T."""
+        ordinary = (batch.words.token >= 0).nonzero().squeeze(1)  # special tokens belong to no word
+        where = (batch.clean.layout.sequence[ordinary], batch.clean.ids[ordinary])
+        ones = torch.ones(len(ordinary), device=ordinary.device)
+        counts = torch.zeros(shape, device=ordinary.device).index_put_(where, ones, accumulate=True)
+        total = counts.sum(1, keepdim=True).clamp(min=1)
+        return (counts > 0) / total if self.config.bag == "set" else counts / total

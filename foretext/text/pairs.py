@@ -1,4 +1,4 @@
-"""Text pairs to train on: made from a store without labels (crops, first sentence -> rest, title -> body), or given.
+"""Text pairs to train on: made from a store without labels (crops, first sentence -> rest, title -> body, two spans), or given.
 
 Every source here hands out `Pairs`: queries, and for each query a group of passages whose first is the positive.
 """
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from foretext.errors import UserError
-from foretext.text.batches import Documents, StoreSource, rows_of, spans
+from foretext.text.batches import SHORTEST_PIECE, Documents, StoreSource, rows_of, spans
 from foretext.text.randomness import integers, uniform
 from foretext.text.store import Store
 from foretext.text.tokenizer import Tokenizer
@@ -91,6 +91,77 @@ class SplitPairs:
         ids = torch.from_numpy(self.tokens[where.numpy()].astype(np.int64))
         whole = Documents(ids, lengths, keys, torch.from_numpy(self.documents[rows]))
         return Pairs(whole.part(torch.zeros_like(heads), heads), whole.part(heads, lengths - heads), NOTHING_KNOWN)
+
+
+class SpanPairs:
+    """Two different spans of one document, without replacement (coCondenser, arXiv 2108.05540, section 3.2).
+
+    Documents with fewer than two spans are left out and counted in `left_out`.
+
+    Args:
+        max_tokens: of a span.
+        spans: "sentences": as many whole sentences as fit (a longer sentence is a span of its own); "windows": stretches of equal length.
+    """
+
+    def __init__(self, store: Store, max_tokens: int, part: str = "all", valid_share: float = 0.0,
+                 spans: Literal["sentences", "windows"] = "sentences"):
+        if spans == "sentences":
+            starts, lengths, documents = sentence_spans(store, max_tokens, part, valid_share)
+        else:
+            pieces = StoreSource(store, max_tokens, part, valid_share)
+            starts, lengths, documents = pieces.starts, pieces.lengths, pieces.documents
+        names, first, counts = np.unique(documents, return_index=True, return_counts=True)  # spans of one document follow each other
+        several = counts > 1
+        self.left_out = int((~several).sum())
+        if not several.any():
+            raise UserError(f"{store.path}: no document has two spans of up to {max_tokens} tokens; take shorter spans")
+        self.span_starts, self.span_lengths, self.tokens = starts, lengths, store.tokens
+        self.documents, self.first, self.counts = names[several], first[several], counts[several]
+        ends = np.concatenate(([0], np.cumsum(lengths)))
+        self.lengths = 2 * (ends[self.first + self.counts] - ends[self.first]) // self.counts  # of both spans, on average
+
+    def read(self, rows: np.ndarray, keys: Tensor) -> Pairs:
+        counts, place = torch.from_numpy(self.counts[rows]), torch.zeros_like(keys)
+        a = integers(keys, "spans", place, counts)
+        b = integers(keys, "spans", place + 1, counts - 1)
+        b += b >= a
+        return Pairs(self._read(rows, a, keys), self._read(rows, b, keys), NOTHING_KNOWN)
+
+    def _read(self, rows: np.ndarray, which: Tensor, keys: Tensor) -> Documents:
+        span = self.first[rows] + which.numpy()
+        lengths = torch.from_numpy(self.span_lengths[span])
+        where = spans(torch.from_numpy(self.span_starts[span]), lengths)
+        ids = torch.from_numpy(self.tokens[where.numpy()].astype(np.int64))
+        return Documents(ids, lengths, keys, torch.from_numpy(self.documents[rows]))
+
+
+def sentence_spans(store: Store, max_tokens: int, part: str = "all", valid_share: float = 0.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Whole sentences of each row, from its first on, packed into spans of up to `max_tokens`; spans of under 8 tokens are left out.
+
+    Returns:
+        starts (in the store's tokens), lengths, document numbers; in the store's order.
+    """
+    rows = rows_of(store, part, valid_share)
+    offsets, sentence_offsets = np.asarray(store.offsets), np.asarray(store.sentence_offsets)
+    counts = np.diff(sentence_offsets)
+    starts = np.asarray(store.sentence_starts).astype(np.int64) + np.repeat(offsets[:-1], counts)
+    ends = np.append(starts[1:], offsets[-1:])  # rows lie end to end, and each begins with a sentence
+    stop = np.repeat(sentence_offsets[1:], counts)  # the sentence after each one's row
+    after = np.searchsorted(ends, starts + max_tokens, side="right")  # the first sentence that a span from here cannot hold
+    after = np.minimum(np.maximum(after, np.arange(len(starts)) + 1), stop)
+    here, row, found = sentence_offsets[rows], rows, []
+    open_rows = counts[rows] > 0
+    while open_rows.any():  # one round for the n-th span of every row
+        here, row = here[open_rows], row[open_rows]
+        found.append(np.stack((here, row)))
+        here = after[here]
+        open_rows = here < sentence_offsets[row + 1]
+    sentence, row = np.concatenate(found, axis=1) if found else np.zeros((2, 0), dtype=np.int64)
+    order = np.argsort(sentence, kind="stable")
+    sentence, row = sentence[order], row[order]
+    lengths = ends[after[sentence] - 1] - starts[sentence]
+    keep = lengths >= min(SHORTEST_PIECE, max_tokens)
+    return starts[sentence][keep], lengths[keep], np.asarray(store.documents)[row[keep]]
 
 
 class LabelledPairs:

@@ -22,7 +22,7 @@ from foretext.text.randomness import example_keys
 from foretext.training import checkpoint
 from foretext.training.distributed import World
 from foretext.training.folder import describe, open_run
-from foretext.training.optim import OptimConfig, learning_rate, make_optimizer
+from foretext.training.optim import OptimConfig, learning_rate, make_optimizer, set_rate
 from foretext.training.step import Sums, backward, measure
 from foretext.training.telemetry import Log, Speed
 
@@ -121,8 +121,7 @@ def train(objective: Objective, source: Source, output: str | Path, config: Trai
             if state["updates"] == total:
                 break
             rate = learning_rate(config.optim, state["updates"], total)
-            for group in optimizer.param_groups:  # before the step, so that the first update has the first rate
-                group["lr"] = rate
+            set_rate(optimizer, rate)  # before the step, so that the first update has the first rate
             with speed.count() if speed.flops_per_token is None else nullcontext() as counter:
                 part = backward(model, micro_batches, world)
             read = sum(batch.tokens for batch in micro_batches)
