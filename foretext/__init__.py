@@ -1,0 +1,42 @@
+"""foretext turns a pile of your own text into a text encoder you can search with.
+
+Names are loaded when they are first used, so that `import foretext` costs nothing:
+
+    import foretext as ft
+    ft.prepare(["notes/*.txt"], "stores/notes")
+    ft.pretrain(ft.PretrainConfig(store="stores/notes", output="runs/notes", objective={"name": "mlm"}))
+    model = ft.TextEncoder.load("runs/notes/export")
+"""
+
+import importlib
+from typing import Any
+
+_HOMES = {
+    "prepare": "foretext.text.prepare",
+    "Store": "foretext.text.store",
+    "Tokenizer": "foretext.text.tokenizer",
+    "Encoder": "foretext.model.encoder",
+    "EncoderConfig": "foretext.model.encoder",
+    "preset": "foretext.model.presets",
+    "objectives": "foretext.objectives",
+    "train": "foretext.training.loop",
+    "TrainingConfig": "foretext.training.loop",
+    "pretrain": "foretext.verbs.pretrain",
+    "PretrainConfig": "foretext.verbs.pretrain",
+    "finetune": "foretext.verbs.finetune",
+    "FinetuneConfig": "foretext.verbs.finetune",
+    "TextEncoder": "foretext.retrieval.embed",
+    "evaluate": "foretext.retrieval.evaluate",
+    "export": "foretext.interop.export",
+    "UserError": "foretext.errors",
+}
+
+__all__ = list(_HOMES)  # noqa: PLE0604
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"foretext has no {name!r}")
+    home = importlib.import_module(_HOMES[name])
+    return home if name == "objectives" else getattr(home, name)

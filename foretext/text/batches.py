@@ -128,7 +128,7 @@ class StoreSource:
 
 def rows_of(store: Store, part: str, valid_share: float) -> np.ndarray:
     """Row numbers of the training or the held-out part of a store; a document is never on both sides."""
-    documents = torch.from_numpy(np.asarray(store.documents))
+    documents = torch.from_numpy(np.array(store.documents))  # a copy: torch wants writable memory
     held_out = uniform_of_documents(documents) < valid_share
     wanted = {"train": ~held_out, "valid": held_out, "all": torch.ones_like(held_out)}[part]
     return wanted.nonzero().squeeze(1).numpy()

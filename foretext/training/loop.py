@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -31,11 +31,13 @@ PROBED = 6  # steps timed to turn minutes into a number of steps
 
 
 class TrainingConfig(BaseModel):
-    """How long, how much at a time, and what is kept. Exactly one of steps, tokens, epochs and minutes says how long."""
+    """How long, how much at a time, and what is kept. One of steps, tokens, epochs and minutes says how long."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    steps: int | None = Field(None, gt=0, description="number of updates")
+    default_budget: ClassVar[dict[str, float]] = {"steps": 2000}
+
+    steps: int | None = Field(None, gt=0, description="number of updates; 2000 if nothing says how long")
     tokens: float | None = Field(None, gt=0, description="tokens of text to read")
     epochs: float | None = Field(None, gt=0, description="passes over the data")
     minutes: float | None = Field(None, gt=0, description="wall-clock time; turned into steps once, by timing a few")
@@ -50,12 +52,13 @@ class TrainingConfig(BaseModel):
     checkpoint_every: int = Field(500, gt=0, description="updates between checkpoints")
     keep: int = Field(2, gt=0, description="newest checkpoints kept, besides the best")
 
-    @model_validator(mode="after")
-    def _one_budget(self) -> "TrainingConfig":
-        given = [name for name in ("steps", "tokens", "epochs", "minutes") if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise ValueError(f"say how long by exactly one of steps, tokens, epochs and minutes (given: {', '.join(given) or 'none'})")
-        return self
+    @model_validator(mode="before")
+    @classmethod
+    def _one_budget(cls, values: Any) -> Any:
+        given = [name for name in ("steps", "tokens", "epochs", "minutes") if values.get(name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"say how long by one of steps, tokens, epochs and minutes, found {' and '.join(given)}")
+        return values if given else values | cls.default_budget
 
 
 @dataclass

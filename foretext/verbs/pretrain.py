@@ -1,0 +1,211 @@
+"""`foretext pretrain`: a token store in, an encoder out."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from foretext.config import check
+from foretext.errors import UserError
+from foretext.files import whole_folder
+from foretext.interop.export import export, verify
+from foretext.model.encoder import Encoder
+from foretext.model.folder import Heads, locate, read_heads
+from foretext.model.huggingface import load as load_huggingface
+from foretext.model.presets import FAMILIES, SIZES, preset
+from foretext.objectives import OBJECTIVES
+from foretext.objectives.base import Objective
+from foretext.progress import console
+from foretext.retrieval.embed import TextEncoder
+from foretext.text.batches import Source, StoreSource
+from foretext.text.pairs import CropPairs, SplitPairs
+from foretext.text.store import Store
+from foretext.text.tokenizer import Tokenizer
+from foretext.training.distributed import World
+from foretext.training.loop import Result, TrainingConfig, train
+
+SHORTEST_MAX_LEN = 8
+
+
+class EncoderChoice(BaseModel):
+    """Which network, and from which weights."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    start: str = Field("bert-mini", description="a preset (from scratch), a run folder, a Hugging Face folder or hub id")
+    max_len: int | None = Field(None, ge=SHORTEST_MAX_LEN, description="longest input in tokens; default: the longest row, or the checkpoint's")
+    dropout: float = Field(0.0, ge=0, lt=1, description="after embeddings and layers; slow on CPUs, and one pass over a text needs none")
+    attention_dropout: float = Field(0.0, ge=0, lt=1, description="on attention weights")
+
+
+class PairChoice(BaseModel):
+    """For objectives that read pairs: how a store without labels becomes pairs."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["crops", "first_sentence", "title"] = Field("crops", description="what is paired: two crops of a row, its first sentence "
+                                                              "and the rest, or title and body")
+    shortest: float = Field(0.1, gt=0, le=1, description="of a crop, as a share of the row (Contriever, section 3.1)")
+    longest: float = Field(0.5, gt=0, le=1, description="of a crop, as a share of the row")
+
+
+class PretrainConfig(BaseModel):
+    """Settings of `foretext pretrain`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    store: str = Field(description="token store that `foretext prepare` wrote")
+    output: str = Field(description="run folder to make, or to go on with")
+    objective: dict[str, Any] = Field({"name": "mlm"}, description="its name, and its settings")
+    encoder: EncoderChoice = EncoderChoice()
+    pairs: PairChoice = PairChoice()
+    valid_share: float = Field(0.01, ge=0, lt=1, description="share of documents held out to measure the loss on")
+    training: TrainingConfig = TrainingConfig()
+
+
+@dataclass
+class Trained:
+    """What a training verb leaves behind."""
+
+    folder: Path
+    export: Path
+    result: Result
+
+    def lines(self) -> list[str]:
+        return [f"{self.result.steps:,} steps, {self.result.tokens:,} tokens",
+                f"run:   {self.folder}  (metrics.jsonl, tensorboard/, checkpoints/)",
+                f"model: {self.export}  (loads in transformers and sentence-transformers)"]
+
+
+def pretrain(config: PretrainConfig, overwrite: bool = False) -> Trained | None:
+    """Pre-train as `config` says and export the encoder; interrupted, the same call goes on.
+
+    Returns:
+        None on all processes but the first.
+    Raises:
+        UserError: settings that cannot be met. Stopped: a signal came; a checkpoint is written.
+    """
+    store, world = Store.open(config.store), World.join()
+    objective = make_objective(config, store.tokenizer, longest_row(store))
+    source, valid = sources(config, store, objective)
+    result = train(objective, source, config.output, config.training, valid, world, overwrite)
+    if not world.first:
+        return None
+    data = f"{Path(config.store).name}: {len(store):,} rows, {len(store.tokens):,} tokens"
+    return finish(objective, Path(config.output), result, config.encoder.start, data)
+
+
+def longest_row(store: Store) -> int:
+    """Tokens of the store's longest row, special tokens included."""
+    return int(np.diff(store.offsets).max()) + 2
+
+
+def make_objective(config: PretrainConfig, tokenizer: Tokenizer, longest: int) -> Objective:
+    """The objective that the settings describe, around its encoder, on the CPU."""
+    settings = dict(config.objective)
+    name = settings.pop("name", None)
+    if name not in OBJECTIVES:
+        raise UserError(f"objective.name: {name!r} is no objective; choose one of {', '.join(OBJECTIVES)}")
+    kind = OBJECTIVES[name]
+    options = check(kind.Config, settings, "objective")
+    torch.manual_seed(config.training.seed)
+    encoder, head, heads, notes = start_encoder(config.encoder, tokenizer, longest)
+    objective = kind(encoder, tokenizer, options)
+    notes += continue_heads(objective, head, heads)
+    for note in notes:
+        console.print(note)
+    return objective
+
+
+def start_encoder(choice: EncoderChoice, tokenizer: Tokenizer, longest: int):
+    """(encoder, its token head or None, other heads or None, notes): fresh from a preset, or with the weights of a folder."""
+    dropout = {"dropout": choice.dropout, "attention_dropout": choice.attention_dropout}
+    family, _, size = choice.start.rpartition("-")
+    if family in FAMILIES and size in SIZES:
+        return Encoder(preset(choice.start, tokenizer.size, max_len=choice.max_len or longest, **dropout)), None, None, []
+    folder = model_folder(choice.start)
+    changes = dropout | ({"max_len": choice.max_len} if choice.max_len else {})
+    found = load_huggingface(folder, **changes)
+    if Tokenizer.load(folder).fingerprint != tokenizer.fingerprint:
+        raise UserError(f"{choice.start} has another tokenizer than the store: prepare the corpus again with --tokenizer {choice.start}")
+    return found.encoder, found.head, read_heads(locate(folder)), list(found.notes)
+
+
+def model_folder(name: str | Path) -> str:
+    """A run folder's export, or the folder or hub id itself."""
+    inside = Path(name) / "export"
+    return str(inside) if (inside / "config.json").is_file() else str(name)
+
+
+def continue_heads(objective: Objective, head: torch.nn.Module | None, heads: Heads | None) -> list[str]:
+    """Put the heads of an earlier run into the objective; says which of its heads start fresh."""
+    fresh = set(objective.heads())
+    if head is not None and hasattr(objective, "head") and type(objective.head) is type(head):
+        objective.head.load_state_dict(head.state_dict())
+        fresh -= {name for name in fresh if name.startswith("head.")}
+    if heads is not None and heads.objective == objective.name:
+        state = objective.state_dict()
+        fitting = {name: tensor for name, tensor in heads.tensors.items() if name in state and state[name].shape == tensor.shape}
+        objective.load_state_dict(fitting, strict=False)
+        fresh -= set(fitting)
+    parts = sorted({name.split(".")[0] for name in fresh})
+    return [f"start fresh: {', '.join(parts)}"] if parts and (head is not None or heads is not None) else []
+
+
+def sources(config: PretrainConfig, store: Store, objective: Objective) -> tuple[Source, Source | None]:
+    """What the objective trains on, and what it is measured on (None where nothing is held out)."""
+    room = objective.max_len - 2
+
+    def source(part: str) -> Source:
+        if objective.reads == "documents":
+            return StoreSource(store, room, part, config.valid_share)
+        if config.pairs.kind == "crops":
+            return CropPairs(store, 10**9, part, config.valid_share, config.pairs.shortest, config.pairs.longest)
+        return SplitPairs(store, config.pairs.kind, part, config.valid_share)
+
+    training = source("train")
+    if not len(training.lengths):
+        raise UserError(f"{store.path}: no row is left to train on with valid_share {config.valid_share}")
+    if not config.valid_share:
+        return training, None
+    valid = source("valid")
+    if not len(valid.lengths):
+        console.print(f"the corpus is too small to hold out {config.valid_share:.1%} of it: nothing is validated")
+        return training, None
+    return training, valid
+
+
+def finish(objective: Objective, folder: Path, result: Result, start: str, data: str) -> Trained:
+    """Export what was trained to `folder`/export, with its heads, and check that it loads elsewhere."""
+    model = as_text_encoder(objective)
+    head = getattr(objective, "head", None)
+    extra = {name: tensor for name, tensor in objective.heads().items() if not name.startswith("head.")}
+    heads = Heads(objective.name, objective.config.model_dump(mode="json"), extra) if extra else None
+    card = {"data": data, "objective": objective.name, "steps": result.steps, "tokens": result.tokens, "encoder": start,
+            "metrics": {name: round(value, 4) for name, value in result.last.items() if name.startswith("valid_")}}
+    target = export(model, folder / "export", head, card, heads, overwrite=True)
+    objective.save_networks(folder / "networks", overwrite=True)
+    return Trained(folder, target, result)
+
+
+def as_text_encoder(objective: Objective) -> TextEncoder:
+    """The objective's live encoder as something that embeds texts."""
+    prompts = {"query": getattr(objective.config, "query_prompt", ""), "document": getattr(objective.config, "document_prompt", "")}
+    similarity = "cosine" if objective.normalize else "dot"
+    return TextEncoder(objective.encoder, objective.tokenizer, objective.pooling, objective.normalize, prompts, objective.max_len,
+                       similarity)
+
+
+def export_again(run: str | Path, output: str | Path, overwrite: bool = False) -> Path:
+    """Copy a run's exported model elsewhere, checked once more."""
+    folder = Path(run) / "export"
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{run}: no finished run there (export/ is missing); run its training command again to finish it")
+    with whole_folder(output, overwrite) as new:
+        shutil.copytree(folder, new, dirs_exist_ok=True)
+        verify(TextEncoder.load(folder, "cpu", torch.float32), new)
+    return Path(output)
