@@ -8,7 +8,6 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from foretext.objectives.contrastive import Contrastive
-from foretext.progress import console
 from foretext.retrieval.collection import Collection, judged_split, read_collection
 from foretext.text.pairs import LabelledPairs
 from foretext.text.tokenizer import Tokenizer
@@ -54,10 +53,8 @@ def finetune(config: FinetuneConfig, overwrite: bool = False) -> Trained | None:
     collection = read_collection(config.data)
     tokenizer = Tokenizer.load(config.tokenizer or model_folder(config.encoder.start))
     torch.manual_seed(config.training.seed)
-    encoder, _, _, notes = start_encoder(config.encoder, tokenizer, longest=512)
+    encoder, *_ = start_encoder(config.encoder, tokenizer, longest=512)
     objective = Contrastive(encoder, tokenizer, config.objective)
-    for note in notes:
-        console.print(note)
     source = labelled(collection, config.split, tokenizer)
     valid = labelled(collection, config.valid_split, tokenizer) if config.valid_split else None
     result = train(objective, source, config.output, config.training, valid, world, overwrite)

@@ -1,0 +1,39 @@
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+READY = $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup quickstart test test-slow proof bench lint clean
+
+help:  ## show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(READY)  ## make .venv and install foretext with everything tests need
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $(READY)
+
+quickstart: $(READY)  ## the whole road on the documentation of the installed Python packages: ten minutes on two cores
+	$(BIN)/foretext quickstart
+
+test: $(READY)  ## the test-suite, without what takes minutes
+	$(BIN)/python -m pytest
+
+test-slow: $(READY)  ## the proofs that take minutes: kill -9 and resume, leak bounds, published numbers
+	$(BIN)/python -m pytest -m slow
+
+proof: $(READY)  ## where pre-training helps, and where it does not: about an hour
+	$(BIN)/python benchmarks/proof.py
+
+bench: $(READY)  ## what everything costs, measured here
+	for script in benchmarks/*.py; do [ $$script = benchmarks/proof.py ] || $(BIN)/python $$script; done
+
+lint: $(READY)  ## style
+	$(BIN)/ruff check foretext tests benchmarks
+
+clean:  ## remove the virtual environment and caches; runs/ stays
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache
