@@ -182,7 +182,7 @@ class Block(nn.Module):
         return F.linear(x, self.qkv.weight[start:stop].to(x.dtype), bias)
 
     def _split(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
-        return x.view(x.shape[0], parts, self.heads, -1).unbind(1)  # (T, parts*D) -> parts x (T, H, d)
+        return x.view(x.shape[0], parts, self.heads, x.shape[1] // (parts * self.heads)).unbind(1)  # (T, parts*D) -> parts x (T, H, d)
 
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training) if self.dropout else x

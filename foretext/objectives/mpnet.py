@@ -58,7 +58,7 @@ class MPNet(Objective):
         mask: float = Field(0.8, ge=0, le=1, description="share of the block whose stand-in is the mask token (section 3.1)")
         random: float = Field(0.1, ge=0, le=1, description="share whose stand-in is a random token")
         whole_word: bool = Field(True, description="words stay together in the permutation (section 3.1)")
-        word_cut: Literal["exact", "whole"] = Field("exact", description="cut the first word of the block, so that its share is exact, or not")
+        word_cut: Literal["exact", "whole"] = Field("exact", description="cut the first word of the block to make the share exact, or not")
         add_mlm: bool = Field(False, description="also predict the block from the mask tokens of the content stream, all at once")
         max_len: int | None = Field(None, description="longest text in tokens; default: the encoder's")
 

@@ -19,7 +19,7 @@ from foretext.text.tokenizer import Tokenizer
 
 MAX_WORDS = 1 << 13  # words of one sequence that a sampler can order; also the stride between the masks of one sequence
 NO_WORD = (1 << 31) - 1  # a ticket behind all others
-IN_CACHE = 1 << 19  # words drawn at once on a CPU: the 32-bit numbers of each then stay in its cache
+IN_CACHE = 1 << 20  # words drawn at once on a CPU: more would leave its cache, fewer would cost calls
 MAX_BUDGET = 512  # tokens that the sampler of whole words takes at most (objectives.md 0.5; BERT's max_predictions_per_seq)
 LONGEST_SPAN, SPAN_P = 10, 0.2  # words, geometric (SpanBERT, arXiv 1907.10529, section 3.1)
 
