@@ -50,7 +50,8 @@ class RetroMAE(Objective):
         share: float = Field(0.3, gt=0, lt=1, description="share of tokens hidden from the encoder (table 6; .15 in the first version)")
         decoder_share: float = Field(0.5, gt=0, lt=1, description="share of tokens hidden from each decoder row (section 4.1)")
         decoder_masks: int = Field(256, gt=0, description="different decoder masks drawn for a text; each row picks one")
-        query: Literal["raw", "full"] = Field("raw", description="decoder queries: vector + position (RetroMAE) or the whole embedding block (DupMAE)")
+        query: Literal["raw", "full"] = Field(
+            "raw", description="decoder queries: vector + position (RetroMAE) or the whole embedding block (DupMAE)")
         max_len: int | None = Field(None, description="longest text in tokens; default: the encoder's")
 
     def __init__(self, encoder, tokenizer, config=None):
@@ -167,7 +168,7 @@ class DupMAE(RetroMAE):
     terms = ("encoder", "decoder", "bag")
 
     class Config(RetroMAE.Config):
-        query: Literal["raw", "full"] = Field("full", description="decoder queries: vector + position, or the whole embedding block (published)")
+        query: Literal["raw", "full"] = Field("full", description="decoder queries: vector + position, or the whole embedding block")
         bag: Literal["set", "counts"] = Field("set", description="each different word weighs 1/T (published), or as often as it occurs")
         bag_weight: float = Field(0.1, gt=0, description="of the bag of words' loss")
 

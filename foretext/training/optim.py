@@ -23,7 +23,7 @@ class OptimConfig(BaseModel):
     betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW; .98 for large batches (RoBERTa, table 9)")
     eps: float = Field(1e-6, gt=0, description="AdamW (BERT's code)")
     weight_decay: float = Field(0.01, ge=0, description="AdamW, decoupled; not on biases, norms and other vectors (BERT's code)")
-    bias_correction: bool = Field(True, description="AdamW; false: moments are used as they are, small at first (BERT's and ELECTRA's code)")
+    bias_correction: bool = Field(True, description="AdamW; false: moments as they are, small at first (BERT's and ELECTRA's code)")
     layer_decay: float = Field(1.0, gt=0, le=1, description="rate of each layer as a share of the one above, for fine-tuning (ELECTRA .8)")
     layer_decay_form: Literal["intended", "published"] = Field(
         "intended", description="published: one power more below the head, as ELECTRA's scores were made")

@@ -70,7 +70,8 @@ def made_up_store(rng: np.random.Generator, documents: int = 40) -> SimpleNamesp
     return SimpleNamespace(
         path="store", tokens=np.arange(offsets[-1]).astype(np.uint16), offsets=offsets,
         documents=np.repeat(np.arange(documents), [len(document) for document in sentences]),
-        sentence_starts=np.concatenate(starts).astype(np.int32), sentence_offsets=np.concatenate(([0], np.cumsum([len(row) for row in rows]))),
+        sentence_starts=np.concatenate(starts).astype(np.int32),
+        sentence_offsets=np.concatenate(([0], np.cumsum([len(row) for row in rows]))),
     )  # fmt: skip
 
 

@@ -73,7 +73,8 @@ def test_agrees_with_transformers(tmp_path):
     objective = make_objective("dupmae").eval()
     tokenizer = objective.tokenizer
     (batch,) = one_step(objective, batch_size=8)
-    save_encoder(objective.encoder, tmp_path / "m", {"pad": tokenizer.pad_id, "cls": tokenizer.cls_id, "sep": tokenizer.sep_id}, objective.head)
+    ids = {"pad": tokenizer.pad_id, "cls": tokenizer.cls_id, "sep": tokenizer.sep_id}
+    save_encoder(objective.encoder, tmp_path / "m", ids, objective.head)
     stock = transformers.BertForMaskedLM.from_pretrained(tmp_path / "m").eval()
     lengths = batch.clean.layout.lengths
     real = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
