@@ -101,14 +101,13 @@ def pretrain(
     overwrite: Overwrite = False,
 ) -> None:
     """Pre-train an encoder without labels. Interrupted, the same command goes on."""
-    from foretext.config import load
-    from foretext.verbs.pretrain import PretrainConfig
     from foretext.verbs.pretrain import pretrain as run
+    from foretext.verbs.pretrain import settings
 
-    file, settings = (what, {}) if what.endswith((".yaml", ".yml")) else (None, {"objective.name": what})
-    settings |= {"store": store, "output": output, "encoder.start": encoder, "training.steps": steps,
+    file, given = (what, {}) if what.endswith((".yaml", ".yml")) else (None, {"objective.name": what})
+    given |= {"store": store, "output": output, "encoder.start": encoder, "training.steps": steps,
                  "training.minutes": minutes}
-    done = run(load(PretrainConfig, file, settings, sets), overwrite)
+    done = run(settings(file, given, sets), overwrite)
     if done:
         show([*done.lines(), "", f"next: foretext encode {done.folder} TEXT... -o index, foretext evaluate {done.folder} BEIR-FOLDER,",
               f"      or foretext finetune retriever -d BEIR-FOLDER --encoder {done.folder} -o {done.folder}-tuned"])

@@ -19,12 +19,19 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def load(model: type[Model], file: str | Path | None = None, settings: dict[str, Any] | None = None, sets: list[str] = ()) -> Model:
-    """Fill `model` from a YAML file, then from `settings`, then from `key.sub=value` strings; the later wins.
+    """Fill `model` from what `gather` finds.
+
+    Raises:
+        UserError: no such file, not YAML, an unknown key, a value out of range: one sentence with file and key.
+    """
+    return check(model, gather(file, settings, sets), str(file) if file else None)
+
+
+def gather(file: str | Path | None = None, settings: dict[str, Any] | None = None, sets: list[str] = ()) -> dict[str, Any]:
+    """Values from a YAML file, then from `settings`, then from `key.sub=value` strings; the later wins.
 
     Args:
         settings: dotted keys; a value of None is not given.
-    Raises:
-        UserError: no such file, not YAML, an unknown key, a value out of range: one sentence with file and key.
     """
     values = read_yaml(file) if file else {}
     for key, value in (settings or {}).items():
@@ -35,7 +42,15 @@ def load(model: type[Model], file: str | Path | None = None, settings: dict[str,
         if not equals:
             raise UserError(f"--set {text}: write it as key=value, for example --set training.steps=2000")
         put(values, key.strip(), yaml.safe_load(value) if value else "")
-    return check(model, values, str(file) if file else None)
+    return values
+
+
+def underlay(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """`values`, with `defaults` where they say nothing; neither is changed."""
+    merged = dict(defaults)
+    for key, value in values.items():
+        merged[key] = underlay(value, defaults[key]) if isinstance(value, dict) and isinstance(defaults.get(key), dict) else value
+    return merged
 
 
 def check(model: type[Model], values: dict[str, Any], where: str | None = None) -> Model:

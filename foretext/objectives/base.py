@@ -81,6 +81,7 @@ class Objective(nn.Module):
     Config: ClassVar[type[ObjectiveConfig]] = ObjectiveConfig
     name: ClassVar[str]
     reads: ClassVar[Literal["documents", "pairs"]] = "documents"
+    pairs: ClassVar[str] = "crops"  # how a store becomes pairs, unless the user says otherwise
     terms: ClassVar[tuple[str, ...]]  # names of the loss terms
     couples: ClassVar[bool] = False  # whether a loss term spans all rows of a step
     weights: dict[str, float]  # of the loss terms, 1 unless said

@@ -113,6 +113,7 @@ class CoCondenser(Condenser):
     """
 
     name = "cocondenser"
+    pairs = "sentences"
     terms = ("condenser", "mlm", "contrastive")
     reads = "pairs"
     couples = True

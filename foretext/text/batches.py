@@ -174,7 +174,13 @@ class Batches:
         return rows, example_keys(self.seed, torch.from_numpy(epochs), torch.from_numpy(rows))
 
     def prefetched(self, first: int, last: int, ahead: int = 2) -> Iterator[list[Any]]:
-        """Steps first .. last-1, made `ahead` of time by a thread, so that training never waits for them."""
+        """Steps first .. last-1, made `ahead` of time by a thread, so that an accelerator never waits for them.
+
+        With `ahead` 0 each is made when it is wanted: where the model runs on the same cores, a thread would only get in its way.
+        """
+        if not ahead:
+            yield from map(self.step, range(first, last))
+            return
         ready: queue.Queue = queue.Queue(maxsize=ahead)
         stop = threading.Event()
 

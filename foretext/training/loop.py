@@ -120,7 +120,7 @@ def train(objective: Objective, source: Source, output: str | Path, config: Trai
     what = f"{objective.name} ({precision})"
     with stop, progress(what, total) if world.first else nullcontext(lambda *_, **__: None) as advance:
         advance(state["updates"])
-        for micro_batches in batches.prefetched(state["step"], state["step"] + 2 * total):
+        for micro_batches in batches.prefetched(state["step"], state["step"] + 2 * total, ahead=2 if world.device.type == "cuda" else 0):
             if state["updates"] == total:
                 break
             rate = learning_rate(config.optim, state["updates"], total)

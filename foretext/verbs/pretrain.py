@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from foretext.config import check
+from foretext.config import check, gather, underlay
 from foretext.errors import UserError
 from foretext.files import whole_folder
 from foretext.interop.export import export, verify
@@ -22,7 +22,7 @@ from foretext.objectives.base import Objective
 from foretext.progress import console
 from foretext.retrieval.embed import TextEncoder
 from foretext.text.batches import Source, StoreSource
-from foretext.text.pairs import CropPairs, SplitPairs
+from foretext.text.pairs import CropPairs, SpanPairs, SplitPairs
 from foretext.text.store import Store
 from foretext.text.tokenizer import Tokenizer
 from foretext.training.distributed import World
@@ -47,8 +47,9 @@ class PairChoice(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["crops", "first_sentence", "title"] = Field("crops", description="what is paired: two crops of a row, its first sentence "
-                                                              "and the rest, or title and body")
+    kind: Literal["crops", "first_sentence", "title", "sentences", "windows"] | None = Field(
+        None, description="what is paired: two crops of a row; its first sentence and the rest; title and body; two spans of a "
+                          "document, of whole sentences or of equal windows. Default: crops (cocondenser: sentences)")
     shortest: float = Field(0.1, gt=0, le=1, description="of a crop, as a share of the row (Contriever, section 3.1)")
     longest: float = Field(0.5, gt=0, le=1, description="of a crop, as a share of the row")
 
@@ -79,6 +80,20 @@ class Trained:
         return [f"{self.result.steps:,} steps, {self.result.tokens:,} tokens",
                 f"run:   {self.folder}  (metrics.jsonl, tensorboard/, checkpoints/)",
                 f"model: {self.export}  (loads in transformers and sentence-transformers)"]
+
+
+def settings(file: str | Path | None = None, given: dict[str, Any] | None = None, sets: list[str] = ()) -> PretrainConfig:
+    """`PretrainConfig` from a file and flags; where an objective has a paper's recipe for the encoder, it fills what they leave open."""
+    values = gather(file, given, sets)
+    name = values.get("objective", {}).get("name")
+    recipe = OBJECTIVES[name].recipes.get(values.get("encoder", {}).get("start")) if name in OBJECTIVES else None
+    if recipe:
+        training = dict(recipe["training"])
+        if set(values.get("training", {})) & {"steps", "tokens", "epochs", "minutes"}:
+            training.pop("steps", None)
+        values = underlay(values, recipe | {"training": training})
+        console.print(f"{name} on {values['encoder']['start']}: the paper's settings, but for those you set")
+    return check(PretrainConfig, values, str(file) if file else None)
 
 
 def pretrain(config: PretrainConfig, overwrite: bool = False) -> Trained | None:
@@ -163,9 +178,13 @@ def sources(config: PretrainConfig, store: Store, objective: Objective) -> tuple
     def source(part: str) -> Source:
         if objective.reads == "documents":
             return StoreSource(store, room, part, config.valid_share)
-        if config.pairs.kind == "crops":
-            return CropPairs(store, 10**9, part, config.valid_share, config.pairs.shortest, config.pairs.longest)
-        return SplitPairs(store, config.pairs.kind, part, config.valid_share)
+        kind = config.pairs.kind or objective.pairs
+        if kind == "crops":
+            fitting = int(room / config.pairs.longest)  # rows of this length give crops that need no cutting
+            return CropPairs(store, fitting, part, config.valid_share, config.pairs.shortest, config.pairs.longest)
+        if kind in ("sentences", "windows"):
+            return SpanPairs(store, room, part, config.valid_share, kind)
+        return SplitPairs(store, kind, part, config.valid_share)
 
     training = source("train")
     if not len(training.lengths):

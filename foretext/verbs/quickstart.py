@@ -25,6 +25,7 @@ from foretext.text.duplicates import exact_key, near_duplicates
 from foretext.text.environment import Docstring, read_environment
 from foretext.text.prepare import prepare
 from foretext.text.randomness import example_keys
+from foretext.training.loop import has_bf16
 from foretext.verbs.finetune import FinetuneConfig, finetune
 from foretext.verbs.pretrain import PretrainConfig, pretrain
 from foretext.verbs.search import encode, excerpt, search
@@ -181,7 +182,8 @@ def compare(output: Path, models: dict[str, Path]) -> list[Evaluation]:
     depth = 100
     evaluations = [evaluate(BM25(collection.documents), collection, depth=depth, name="BM25")]
     for name, folder in models.items():
-        evaluations.append(evaluate(TextEncoder.load(folder, dtype=None), collection, depth=depth, name=name, show_progress=True))
+        model = TextEncoder.load(folder, dtype=torch.bfloat16 if has_bf16(torch.device("cpu")) else None)
+        evaluations.append(evaluate(model, collection, depth=depth, name=name, show_progress=True))
     fused = fuse([evaluations[0].run, evaluations[-1].run], depth=depth)
     evaluations.append(evaluate(fused, collection, depth=depth, name="the same, fused with BM25"))
     return evaluations
