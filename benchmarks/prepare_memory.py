@@ -101,7 +101,8 @@ def main() -> None:
             write_corpus(corpus, given.megabytes * times)
             for trained in (True, False):
                 store = folder / f"store-{times}-{trained}"
-                peak, printed = peak_of([sys.executable, "-c", RUN, str(corpus), str(store), str(given.workers), "" if trained else tokenizer])
+                command = [sys.executable, "-c", RUN, str(corpus), str(store), str(given.workers), "" if trained else tokenizer]
+                peak, printed = peak_of(command)
                 tokenizer = str(store / "tokenizer")
                 peaks.append(peak)
                 speeds.append(float(printed))

@@ -15,7 +15,12 @@ MEASURES = ("containment", "jaccard")
 
 def exact_key(text: str) -> bytes:
     """16 bytes that are equal for texts equal up to white space (BLAKE2b of the words joined by single blanks)."""
-    return hashlib.blake2b(" ".join(text.split()).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    return words_key(text.split())
+
+
+def words_key(words: Sequence[str]) -> bytes:
+    """`exact_key` of a text that is already split at white space."""
+    return hashlib.blake2b(" ".join(words).encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def near_duplicates(reference_texts: Sequence[str], candidate_texts: Iterable[str], threshold: float = 0.5, *, words: int = 3,

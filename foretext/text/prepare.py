@@ -33,16 +33,17 @@ from foretext.errors import UserError
 from foretext.files import read_json, refuse_existing, whole_folder, write_json
 from foretext.progress import duration, progress
 from foretext.text.corpus import BLOCK_BYTES, Block, Document, ReadOptions, ReadSummary, Source, blocks, find_sources, read_block
-from foretext.text.duplicates import exact_key
+from foretext.text.duplicates import words_key
 from foretext.text.store import STATISTICS, merge_parts, read_notes, write_part
 from foretext.text.tokenizer import KINDS, Tokenizer
 
 PART_VERSION = 1  # raise it when the same input would give other parts
-BATCH_CHARACTERS = 250_000  # text handed to the tokenizer at a time: its results take about 100 times the memory of the ids
+BATCH_CHARACTERS = 100_000  # text handed to the tokenizer at a time: its results take about 100 times the memory of the ids
 SAMPLE_BYTES = 50_000_000  # text that a tokenizer is trained on; more changes few entries and costs seconds per 10 MB
 
 ABBREVIATION = re.compile(r"(?:^|[\s(\[])(?:[A-Z]|Mr|Mrs|Ms|Dr|Prof|St|Jr|Sr|vs|etc|cf|ca|Fig|Eq|Sec|No|Vol|pp?|al|[eE]\.g|[iI]\.e)\.$")
-SENTENCE_END = re.compile(r"[.!?…]+[)\]\"'”’»]*(?=\s+[^\sa-z])|[。！？]+[」』”）]*(?=\S)|\n\s*\n")
+SENTENCE_END = re.compile(  # one leading set and then conditions on it: the engine skips to candidates five times faster
+    r"""[.!?…。！？\n](?:(?<=[.!?…])[.!?…]*[)\]"'”’»]*(?=\s+[^\sa-z])|(?<=[。！？])[。！？]*[」』”）]*(?=\S)|(?<=\n)\s*\n)""")
 
 
 @dataclass(frozen=True)
@@ -396,12 +397,12 @@ def split_sentences(text: str, longest: int) -> list[str]:
     """
     pieces, start = [], 0
     for match in SENTENCE_END.finditer(text):
-        stop = match.end()
-        if text[match.start()] == "\n":
-            stop = match.start()
+        first, stop = match.span()
+        if text[first] == "\n":
+            stop = first
             while stop > start and text[stop - 1].isspace():
                 stop -= 1
-        elif text[match.start()] == "." and ABBREVIATION.search(text, max(match.start() - 6, start), match.start() + 1):
+        elif text[first] == "." and ABBREVIATION.search(text, max(first - 6, start), first + 1):
             continue
         if stop > start:
             pieces.append(text[start:stop])
@@ -423,12 +424,13 @@ def encode_documents(documents: Sequence[Document], tokenizer: Tokenizer, max_to
     seen: set[bytes] = set()
     unique = []
     for document in documents:
-        key = exact_key(f"{document.title} {document.text}")
+        words = f"{document.title} {document.text}".split()
+        key = words_key(words)
         if key in seen:
             counts["duplicates"] += 1
         else:
             seen.add(key)
-            unique.append((document, key))
+            unique.append((document, key, len(words)))
     packer = _Packer(tokenizer, max_tokens, min_tokens)
     batch, volume = [], 0
     for entry in unique:
@@ -459,23 +461,22 @@ class _Packer:
         self.statistics: list[list[int]] = []
         self.too_short = 0
 
-    def add(self, batch: Sequence[tuple[Document, bytes]]) -> None:
+    def add(self, batch: Sequence[tuple[Document, bytes, int]]) -> None:
         """Tokenize and pack some documents."""
-        texts, pieces = [], []
-        for document, _ in batch:
+        texts, titled = [], []
+        for document, _, _ in batch:
             title, text = document.title.strip(), document.text.replace("\r\n", "\n").strip()
-            cut = ([title] if title else []) + split_sentences(text, 4 * self.max)
-            pieces.append((len(cut), bool(title)))
-            texts += cut
-        ids, lengths = self.tokenizer.encode_flat(texts)
+            texts.append(([title] if title else []) + split_sentences(text, 4 * self.max))
+            titled.append(bool(title))
+        ids, lengths = self.tokenizer.encode_pieces(texts)
         first_piece = first_token = 0
-        for (document, key), (count, titled) in zip(batch, pieces):
-            units = lengths[first_piece:first_piece + count]
+        for (document, key, words), pieces, has_title in zip(batch, texts, titled):
+            units = lengths[first_piece:first_piece + len(pieces)]
             taken = int(units.sum())
-            self._pack(document, key, ids[first_token:first_token + taken], units.tolist(), titled)
-            first_piece, first_token = first_piece + count, first_token + taken
+            self._pack(document, key, words, ids[first_token:first_token + taken], units.tolist(), has_title)
+            first_piece, first_token = first_piece + len(pieces), first_token + taken
 
-    def _pack(self, document: Document, key: bytes, ids: np.ndarray, lengths: list[int], titled: bool) -> None:
+    def _pack(self, document: Document, key: bytes, words: int, ids: np.ndarray, lengths: list[int], titled: bool) -> None:
         rows: list[tuple[int, list[int]]] = []  # (length, starts of sentences) of each row of this document
         length, starts = 0, []
         long_sentences = long_words = at = 0
@@ -524,9 +525,8 @@ class _Packer:
             self.sentence_starts += row
         self.keys.append(key)
         self.ids.append(document.id.encode("utf-8", "surrogatepass"))
-        whole = f"{document.title} {document.text}" if document.title else document.text
-        size = len(whole.encode("utf-8", "surrogatepass"))
-        self.statistics.append([len(whole.split()), size, long_sentences, long_words, short, int(long_title)])
+        size = len(document.title.encode("utf-8", "surrogatepass")) + len(document.text.encode("utf-8", "surrogatepass"))
+        self.statistics.append([words, size, long_sentences, long_words, short, int(long_title)])
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Everything packed so far, as `store.merge_parts` wants it."""

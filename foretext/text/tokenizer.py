@@ -26,6 +26,7 @@ BYTE_LEVEL_BLANKS = "ĠĊĉč"  # byte-level images of space, newline, tab, retu
 METASPACE = "▁"
 ROUND_TO = 64  # a vocabulary of a multiple of 64 rows keeps the output product on fast kernels
 ALPHABET = 1000  # most frequent characters that get an entry of their own (BERT's own training used 1000)
+MARK = "\ufdd0"  # a character that Unicode reserves for internal use: stands between pieces that are encoded in one go
 UNUSED = re.compile(r"^(\[unused\d+\]|<unused\d+>|madeupword\d+)$")  # entries that other projects reserved and never trained
 
 
@@ -134,6 +135,30 @@ class Tokenizer:
             lengths = np.fromiter(map(len, rows), np.int64, len(rows))
             ids = np.concatenate(rows)
         return ids, lengths
+
+    def encode_pieces(self, texts: Sequence[Sequence[str]]) -> tuple[np.ndarray, np.ndarray]:
+        """Texts cut into pieces -> (ids int32 (T,), length of each piece int64 (pieces,)), all end to end, as `encode_flat` of the pieces.
+
+        One call of the tokenizer per text instead of one per piece: a quarter faster on sentences.
+        """
+        joined = ["".join(piece + MARK for piece in pieces) for pieces in texts]
+        encode, mark = self._marked
+        lists = [encoding.ids for encoding in encode(joined, add_special_tokens=False)]
+        ids = np.fromiter(itertools.chain.from_iterable(lists), np.int32, sum(map(len, lists)))
+        marks = np.flatnonzero(ids == mark)
+        inner = np.delete(ids, marks)
+        if len(marks) != sum(map(len, texts)) or self._forbidden[inner].any():  # a text that holds the mark, or a special piece
+            return self.encode_flat([piece for pieces in texts for piece in pieces])
+        return inner, np.diff(marks, prepend=-1) - 1
+
+    @cached_property
+    def _marked(self):
+        backend = tokenizers.Tokenizer.from_str(self.backend.to_str())
+        backend.encode_special_tokens = True
+        backend.add_tokens([tokenizers.AddedToken(MARK, special=False, normalized=False)])  # a special one would be taken for text
+        mark = backend.token_to_id(MARK)
+        assert mark is not None and self.backend.id_to_token(mark) is None
+        return getattr(backend, "encode_batch_fast", backend.encode_batch), mark
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Texts -> one int32 array of ids each; no special tokens, nothing cut, all cores."""

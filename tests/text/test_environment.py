@@ -71,7 +71,8 @@ def test_workers_do_not_matter(tmp_path, monkeypatch):
 def test_summary_and_body():
     assert split_docstring("  One line  ") == ("One line", "")
     assert split_docstring("Mean, e.g. The mean. More.\n\nBody") == ("Mean, e.g. The mean.", "More.\n\nBody")
-    assert split_docstring("Use numpy.mean for it\nand be glad\n\n    a\n      b") == ("Use numpy.mean for it and be glad", "    a\n      b")
+    wrapped = "Use numpy.mean for it\nand be glad\n\n    a\n      b"
+    assert split_docstring(wrapped) == ("Use numpy.mean for it and be glad", "    a\n      b")
     assert split_docstring("-----\n") == ("", "")
 
 

@@ -44,6 +44,15 @@ def test_encode_keeps_everything(trained):
     assert not tokenizer.special[flat[flat != tokenizer.unk_id]].any()
 
 
+def test_pieces_in_one_go(trained):
+    tokenizer = trained[2]
+    texts = [["Hello world.", " The fox", "", "\n\nagain"], [], ["dog"], ["a <s> [SEP] b", " c"]]
+    for given in (texts, [*texts, ["holds the mark \ufdd0 itself", " x"]]):
+        ids, lengths = tokenizer.encode_pieces(given)
+        expected, their_lengths = tokenizer.encode_flat([piece for pieces in given for piece in pieces])
+        assert np.array_equal(ids, expected) and np.array_equal(lengths, their_lengths) and ids.max() < tokenizer.size
+
+
 def test_special_strings_in_a_text_are_text(trained):
     tokenizer = trained[2]
     ids = np.concatenate(tokenizer.encode(["a [SEP] b <s> c </s> <mask> [MASK] d [PAD]"]))
