@@ -117,7 +117,8 @@ def section(model: type[BaseModel], place: list[str]) -> type[BaseModel]:
 
 def submodel(field: FieldInfo) -> type[BaseModel] | None:
     """The settings model that a field holds, if it holds one."""
-    options = typing.get_args(field.annotation) if typing.get_origin(field.annotation) in (typing.Union, types.UnionType) else (field.annotation,)
+    union = typing.get_origin(field.annotation) in (typing.Union, types.UnionType)
+    options = typing.get_args(field.annotation) if union else (field.annotation,)
     return next((option for option in options if isinstance(option, type) and issubclass(option, BaseModel)), None)
 
 

@@ -8,6 +8,7 @@ steps, so a run resumes at any step, and what a step contains does not depend on
 import queue
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Protocol
@@ -186,10 +187,9 @@ class Batches:
 
         def put(item: Any) -> None:
             while not stop.is_set():
-                try:
-                    return ready.put(item, timeout=0.1)
-                except queue.Full:
-                    continue
+                with suppress(queue.Full):
+                    ready.put(item, timeout=0.1)
+                    return
 
         def work() -> None:
             try:

@@ -215,8 +215,8 @@ def merge(sums: Sums, part: Sums) -> None:
 def report(sums: Sums, objective: Objective, world: World) -> dict[str, float]:
     """Means over all ranks, and `loss`: the weighted sum of the loss terms, in nats."""
     names = sorted(sums)
-    pairs = torch.tensor([[float(value), float(count)] for value, count in (sums[name] for name in names)], device=world.device, dtype=torch.float64)
-    pairs = world.sum(pairs.reshape(-1, 2))
+    pairs = [[float(value), float(count)] for value, count in (sums[name] for name in names)]
+    pairs = world.sum(torch.tensor(pairs, dtype=torch.float64, device=world.device).reshape(-1, 2))
     means = {name: (value / count if count else 0.0) for name, (value, count) in zip(names, pairs.tolist())}
     loss = sum(objective.weights.get(name, 1.0) * means[name] for name in objective.terms if name in means)
     return {"loss": loss} | means | (objective.summary(means) if means else {})
@@ -236,8 +236,9 @@ def refuse_endless(bad: int, state: dict[str, Any], micro_batches: list[Batch], 
     documents = torch.cat([batch.documents for batch in micro_batches])[:8].tolist()
     console.print(f"step {state['step']}: the gradient is not finite, step skipped (documents {documents} ...)")
     if bad == PATIENCE:
-        raise FloatingPointError(f"{PATIENCE} steps in a row up to step {state['step']} had no finite gradient (last documents: {documents}); "
-                                 f"the last good checkpoint is kept in {output / 'checkpoints'}: lower optim.lr, or use precision fp32")
+        raise FloatingPointError(f"{PATIENCE} steps in a row up to step {state['step']} had no finite gradient (last documents: "
+                                 f"{documents}); the last good checkpoint is kept in {output / 'checkpoints'}: lower optim.lr, or use "
+                                 "precision fp32")
 
 
 class StopSignal:

@@ -37,7 +37,8 @@ class EncoderChoice(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     start: str = Field("bert-mini", description="a preset (from scratch), a run folder, a Hugging Face folder or hub id")
-    max_len: int | None = Field(None, ge=SHORTEST_MAX_LEN, description="longest input in tokens; default: the longest row, or the checkpoint's")
+    max_len: int | None = Field(None, ge=SHORTEST_MAX_LEN,
+                                description="longest input in tokens; default: the longest row, or the checkpoint's")
     dropout: float = Field(0.0, ge=0, lt=1, description="after embeddings and layers; slow on CPUs, and one pass over a text needs none")
     attention_dropout: float = Field(0.0, ge=0, lt=1, description="on attention weights")
 
@@ -141,6 +142,9 @@ def start_encoder(choice: EncoderChoice, tokenizer: Tokenizer, longest: int):
     dropout = {"dropout": choice.dropout, "attention_dropout": choice.attention_dropout}
     family, _, size = choice.start.rpartition("-")
     if family in FAMILIES and size in SIZES:
+        if family == "mpnet" and tokenizer.pad_id != 1:  # said now, not by the export after days of training
+            raise UserError(f"{choice.start} needs a tokenizer whose padding has id 1 (transformers takes that for granted), found "
+                            f"{tokenizer.pad_id}: prepare the corpus with --tokenizer-kind bpe, or take bert-{size}")
         return Encoder(preset(choice.start, tokenizer.size, max_len=choice.max_len or longest, **dropout)), None, None, []
     folder = model_folder(choice.start)
     changes = dropout | ({"max_len": choice.max_len} if choice.max_len else {})

@@ -1,0 +1,56 @@
+"""Do token objectives help? MLM and RetroMAE from scratch and from a warm start, each then fine-tuned alike and measured on held-out pairs.
+
+Reads the data of `make quickstart` (run it first). Writes runs/proof/. Under an hour on two cores:
+
+    python benchmarks/proof.py [--minutes 10]
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from foretext.errors import UserError
+from foretext.files import whole_file
+from foretext.retrieval.collection import read_collection
+from foretext.retrieval.embed import TextEncoder
+from foretext.retrieval.evaluate import evaluate, table
+from foretext.training.loop import has_bf16
+from foretext.verbs.finetune import FinetuneConfig, finetune
+from foretext.verbs.pretrain import PretrainConfig, pretrain
+
+DATA, OUT = Path("runs/quickstart"), Path("runs/proof")
+SCRATCH = {"start": "bert-mini", "max_len": 96}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=10, help="of each pre-training")
+    minutes = parser.parse_args().minutes
+    if not (DATA / "store").exists():
+        raise UserError(f"{DATA}/store is missing: run `make quickstart` first")
+    starts = {"random start": SCRATCH}
+    for name in ("mlm", "retromae"):
+        done = pretrain(PretrainConfig(
+            store=str(DATA / "store"), output=str(OUT / name), encoder=SCRATCH, objective={"name": name},
+            training={"minutes": minutes, "batch_size": 128, "optim": {"lr": 1e-3, "betas": (0.9, 0.98)}, "micro_tokens": 8192}))
+        starts[f"{name}, {minutes:g} minutes"] = {"start": str(done.folder), "max_len": 96}
+    rows = []
+    for name, start in starts.items():
+        folder = OUT / ("tuned-" + name.split(",")[0].replace(" ", "-"))
+        tuned = finetune(FinetuneConfig(
+            data=str(DATA / "data" / "train"), output=str(folder), encoder=start, tokenizer=str(DATA / "store" / "tokenizer"),
+            objective={"temperature": 0.05, "pooling": "mean", "query_max_len": 48},
+            training={"steps": 100, "batch_size": 128, "optim": {"lr": 5e-4}, "micro_tokens": 32_768}))
+        rows.append((f"{name}, then fine-tuned", tuned.export))
+    collection = read_collection(DATA / "data")
+    dtype = torch.bfloat16 if has_bf16(torch.device("cpu")) else None
+    evaluations = [evaluate(TextEncoder.load(folder, dtype=dtype), collection, depth=100, name=name) for name, folder in rows]
+    lines = table(evaluations, against=0, measure="MRR@10")
+    with whole_file(OUT / "table.txt", "w") as file:
+        file.write("\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
