@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,6 @@ class Report:
     vocabulary: int
     seconds: float
     continued: int = 0
-    messages: tuple[str, ...] = field(default=())
 
     @property
     def tokens_per_word(self) -> float:
@@ -79,7 +78,6 @@ class Report:
         """The report, one fact per line."""
         c = self.counts
         shown = [*map(str, self.sources[:10]), *([f"... and {len(self.sources) - 10} more sources"] if len(self.sources) > 10 else [])]
-        shown += self.messages
         shown.append(f"documents: {c['documents']:,} kept, {c['duplicates']:,} exact duplicates removed, {c['too_short']:,} too short")
         shown.append(f"rows: {c['rows']:,} of {c['tokens']:,} tokens; {self.tokens_per_word:.2f} tokens per word; "
                      f"vocabulary {self.vocabulary:,}")
