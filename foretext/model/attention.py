@@ -17,7 +17,8 @@ from torch import Tensor
 Bias = Sequence[Tensor]
 """One additive tensor per bucket, broadcastable to (b, H, Lq, Lk), with padded keys already at the dtype's minimum."""
 
-TIGHT = 0.75  # a bucket holds neighbours down to this share of its longest sequence
+TIGHT = 0.75  # a bucket holds neighbours down to this share of its longest sequence,
+SHORT = 64  # tokens; but sequences this short share one: more operations would cost more than the padding (docs/LOG.md)
 WRITTEN_OUT_BELOW = 512  # tokens: up to here softmax(q k^T) v by hand beats the fused kernel in bf16 on CPUs (docs/LOG.md)
 
 
@@ -69,14 +70,14 @@ class Layout:
         Args:
             lengths: tokens of each sequence, each at least 1.
             splits: first sequence of each bucket after the first. Two layouts that attend to each other need the same splits;
-                by default a bucket ends where the next sequence is under three quarters (or over all) of its first.
+                by default a bucket ends where the next sequence is longer than its first, or under three quarters of it and that is long.
         """
         sizes = torch.as_tensor(lengths, dtype=torch.int64)
         lengths = tuple(sizes.tolist())
         if splits is None:
             splits, longest = [], lengths[0] if lengths else 0
             for i, n in enumerate(lengths):
-                if n > longest or n < TIGHT * longest:
+                if n > longest or (n < TIGHT * longest and longest > SHORT):
                     splits.append(i)
                     longest = n
         ends = torch.zeros(len(lengths) + 1, dtype=torch.int64)

@@ -44,11 +44,11 @@ class QuickstartConfig(BaseModel):
     output: str = "runs/quickstart"
     held_out: int = Field(1000, gt=0, description="summary -> body pairs kept for the evaluation")
     pool: int = Field(10_000, gt=0, description="bodies searched in the evaluation, the held-out ones among them")
-    encoder: str = Field("bert-mini", description="preset to start from")
+    encoder: str = Field("bert-tiny", description="preset to start from; the best use of a few minutes (docs/LOG.md)")
     vocab_size: int = Field(8192, gt=0)
     max_len: int = Field(96, gt=0, description="longest text in tokens")
     pretrain_minutes: float = Field(3.5, gt=0)
-    finetune_steps: int = Field(300, gt=0)
+    finetune_steps: int = Field(200, gt=0)
 
 
 @dataclass
@@ -87,7 +87,7 @@ def quickstart(config: QuickstartConfig) -> list[str]:
     pretrained = pretrain(PretrainConfig(
         store=str(output / "store"), output=str(output / "pretrained"), encoder=encoder,
         objective={"name": "contrastive", "symmetric": True} | contrastive,
-        training={"minutes": config.pretrain_minutes, "batch_size": 256, "optim": {"lr": 1e-3}, "valid_every": 10_000, "micro_tokens": 32_768}))
+        training={"minutes": config.pretrain_minutes, "batch_size": 256, "optim": {"lr": 2e-3}, "valid_every": 10_000, "micro_tokens": 32_768}))
 
     tuned = {}
     for name, begin in (("from scratch", encoder), ("from the pre-trained encoder", {"start": str(output / "pretrained"), "max_len": config.max_len})):
@@ -96,7 +96,7 @@ def quickstart(config: QuickstartConfig) -> list[str]:
         tuned[name] = finetune(FinetuneConfig(
             data=str(output / "data" / "train"), output=str(folder), encoder=begin, tokenizer=str(output / "store" / "tokenizer"),
             objective=contrastive | {"query_max_len": 48},
-            training={"steps": config.finetune_steps, "batch_size": 128, "optim": {"lr": 5e-4}, "micro_tokens": 32_768}))
+            training={"steps": config.finetune_steps, "batch_size": 256, "optim": {"lr": 7e-4}, "micro_tokens": 32_768}))
 
     say(f"evaluating on {config.held_out:,} held-out pairs among {config.pool:,} bodies")
     evaluations = compare(output, {"fine-tuned, not pre-trained": tuned["from scratch"].export, "pre-trained only": pretrained.export,
