@@ -367,29 +367,6 @@ def encode_corpus(
     return output
 
 
-def load_vectors(folder: str | Path) -> tuple[list[str], np.ndarray, dict[str, Any]]:
-    """(ids, vectors (n, D), manifest) of a folder that `encode_corpus` wrote; one shard is mapped, several are read.
-
-    Raises:
-        UserError: shards are missing, or ids and vectors disagree.
-    """
-    folder = Path(folder)
-    if not (folder / "manifest.json").is_file():
-        raise UserError(f"{folder}: no manifest.json here; name a folder that `foretext encode` wrote")
-    manifest = read_json(folder / "manifest.json")
-    ids: list[str] = []
-    vectors = []
-    for shard in range(manifest["shards"]):
-        if not (folder / f"shard-{shard}.json").is_file():
-            raise UserError(f"{folder}: shard {shard} of {manifest['shards']} is not finished; run its `encode` again")
-        vectors.append(np.load(folder / f"vectors-{shard}.npy", mmap_mode="r"))
-        some = (folder / f"ids-{shard}.txt").read_text(encoding="utf-8").split("\n")[:-1]
-        if len(some) != len(vectors[-1]):
-            raise UserError(f"{folder}: shard {shard} has {len(some)} ids for {len(vectors[-1])} vectors; encode it again")
-        ids += some
-    return ids, vectors[0] if len(vectors) == 1 else np.concatenate(vectors), manifest
-
-
 def _chunks(ids: Iterable[str], texts: Iterable[str], size: int) -> Iterator[tuple[list[str], list[str]]]:
     pairs = zip(ids, texts, strict=True)
     while some := list(itertools.islice(pairs, size)):

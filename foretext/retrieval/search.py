@@ -40,9 +40,10 @@ def open_vectors(folder: str | Path) -> Vectors:
     folder = Path(folder)
     manifest = read_json(folder / "manifest.json") if (folder / "manifest.json").exists() else {}
     paths = sorted(folder.glob("vectors-*.npy"), key=lambda path: path.name.encode())
-    if counts := manifest.get("counts"):
-        if len(counts) < manifest.get("shards", 0):
-            raise UserError(f"{folder}: only {len(counts)} of {manifest['shards']} shards are finished; encode the others")
+    counts = manifest.get("counts", {})
+    if "counts" in manifest and len(counts) < manifest.get("shards", 0):
+        raise UserError(f"{folder}: only {len(counts)} of {manifest['shards']} shards are finished; encode the others")
+    if counts:
         paths = [folder / f"vectors-{shard}.npy" for shard in counts]
     if not paths:
         raise UserError(f"{folder}: found no vectors-*.npy; is this a folder of embeddings?")
