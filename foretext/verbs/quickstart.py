@@ -87,10 +87,12 @@ def quickstart(config: QuickstartConfig) -> list[str]:
     pretrained = pretrain(PretrainConfig(
         store=str(output / "store"), output=str(output / "pretrained"), encoder=encoder,
         objective={"name": "contrastive", "symmetric": True} | contrastive,
-        training={"minutes": config.pretrain_minutes, "batch_size": 256, "optim": {"lr": 2e-3}, "valid_every": 10_000, "micro_tokens": 32_768}))
+        training={"minutes": config.pretrain_minutes, "batch_size": 256, "optim": {"lr": 2e-3}, "micro_tokens": 32_768,
+                  "valid_every": 10_000}))
 
     tuned = {}
-    for name, begin in (("from scratch", encoder), ("from the pre-trained encoder", {"start": str(output / "pretrained"), "max_len": config.max_len})):
+    begins = {"from scratch": encoder, "from the pre-trained encoder": {"start": str(output / "pretrained"), "max_len": config.max_len}}
+    for name, begin in begins.items():
         say(f"fine-tuning {name} on {counts['training']:,} summary -> body pairs")
         folder = output / ("finetuned" if "pre-trained" in name else "finetuned-from-scratch")
         tuned[name] = finetune(FinetuneConfig(
@@ -108,7 +110,8 @@ def quickstart(config: QuickstartConfig) -> list[str]:
 
     say("indexing the documentation for search")
     if not (output / "index" / "model.json").exists():
-        documents = [Document(**json.loads(line)) for line in open(output / "data" / "search.jsonl", encoding="utf-8")]
+        lines_of = (output / "data" / "search.jsonl").read_bytes().split(b"\n")
+        documents = [Document(**json.loads(line)) for line in lines_of if line]
         encode(tuned["from the pre-trained encoder"].export, documents, output / "index")
     found = []
     for question, hits in zip(QUESTIONS, search(output, QUESTIONS, k=3, hybrid=True)):
@@ -165,7 +168,8 @@ def write_data(pairs: Pairs, config: QuickstartConfig, folder: Path) -> None:
                 file.write("query-id\tcorpus-id\tscore\n")
                 file.writelines(f"q:{d.name}\t{d.name}\t1\n" for d in asked)
         lines = [f"{count:,} {what} removed" for what, count in pairs.removed.items()]
-        lines.append(f"{len(pairs.corpus):,} texts to pre-train on, {len(training):,} labelled pairs, {len(pairs.held_out):,} pairs held out")
+        lines.append(f"{len(pairs.corpus):,} texts to pre-train on, {len(training):,} labelled pairs, "
+                     f"{len(pairs.held_out):,} pairs held out")
         write_json(new / "counts.json", {"lines": lines, "training": len(training)})
 
 
