@@ -20,7 +20,7 @@ from foretext.verbs.finetune import FinetuneConfig, finetune
 from foretext.verbs.pretrain import PretrainConfig, pretrain
 
 DATA, OUT = Path("runs/quickstart"), Path("runs/proof")
-SCRATCH = {"start": "bert-mini", "max_len": 96}
+SCRATCH = {"start": "bert-tiny", "max_len": 64}
 
 
 def main() -> None:
@@ -33,15 +33,15 @@ def main() -> None:
     for name in ("mlm", "retromae"):
         done = pretrain(PretrainConfig(
             store=str(DATA / "store"), output=str(OUT / name), encoder=SCRATCH, objective={"name": name},
-            training={"minutes": minutes, "batch_size": 128, "optim": {"lr": 1e-3, "betas": (0.9, 0.98)}, "micro_tokens": 8192}))
-        starts[f"{name}, {minutes:g} minutes"] = {"start": str(done.folder), "max_len": 96}
+            training={"minutes": minutes, "batch_size": 128, "optim": {"lr": 2e-3, "betas": (0.9, 0.98)}, "micro_tokens": 16_384}))
+        starts[f"{name}, {minutes:g} minutes"] = {"start": str(done.folder), "max_len": 64}
     rows = []
     for name, start in starts.items():
         folder = OUT / ("tuned-" + name.split(",")[0].replace(" ", "-"))
         tuned = finetune(FinetuneConfig(
             data=str(DATA / "data" / "train"), output=str(folder), encoder=start, tokenizer=str(DATA / "store" / "tokenizer"),
             objective={"temperature": 0.05, "pooling": "mean", "query_max_len": 48},
-            training={"steps": 100, "batch_size": 128, "optim": {"lr": 5e-4}, "micro_tokens": 32_768}))
+            training={"steps": 200, "batch_size": 256, "optim": {"lr": 7e-4}, "micro_tokens": 32_768}))
         rows.append((f"{name}, then fine-tuned", tuned.export))
     collection = read_collection(DATA / "data")
     dtype = torch.bfloat16 if has_bf16(torch.device("cpu")) else None

@@ -42,11 +42,11 @@ class QuickstartConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     output: str = "runs/quickstart"
-    held_out: int = Field(1000, gt=0, description="summary -> body pairs kept for the evaluation")
+    held_out: int = Field(2000, gt=0, description="summary -> body pairs kept for the evaluation")
     pool: int = Field(10_000, gt=0, description="bodies searched in the evaluation, the held-out ones among them")
     encoder: str = Field("bert-tiny", description="preset to start from; the best use of a few minutes (docs/LOG.md)")
     vocab_size: int = Field(8192, gt=0)
-    max_len: int = Field(96, gt=0, description="longest text in tokens")
+    max_len: int = Field(64, gt=0, description="longest text in tokens")
     pretrain_minutes: float = Field(3.5, gt=0)
     finetune_steps: int = Field(200, gt=0)
 
