@@ -201,6 +201,30 @@ def export(
           f'    SentenceTransformer("{folder}").encode(["some text"])'])
 
 
+@app.command("show")
+def look(
+    what: Annotated[str, typer.Argument(metavar="OBJECTIVE", help="an objective's name")],
+    text: Annotated[list[str], typer.Option(help="a text to show it on; several make several")] = [],
+    store: Annotated[Optional[str], typer.Option("--store", "-d", help="or token store to take rows from")] = None,
+    rows: Annotated[int, typer.Option(help="how many rows of the store", min=1)] = 2,
+    tokenizer: Annotated[Optional[str], typer.Option(help="folder or hub id of a tokenizer, for --text")] = None,
+    encoder: Annotated[Optional[str], typer.Option(help="preset, run folder, Hugging Face folder or hub id; default: untrained")] = None,
+    seed: Annotated[int, typer.Option(help="of the run", min=0)] = 1,
+    epoch: Annotated[int, typer.Option(help="of the run: each makes its own choices", min=0)] = 0,
+    sets: Sets = [],
+) -> None:
+    """Show what an objective asks of the model: masked, replaced and permuted tokens, who sees what, samples, pairs."""
+    from rich.console import Console
+
+    from foretext.objectives.show import lines
+    from foretext.verbs.show import show as run
+
+    console = Console(highlight=False, soft_wrap=True)
+    shown, words = run(what, text, store, tokenizer, encoder, rows, epoch, [f"training.seed={seed}", *sets])
+    for line in lines(shown, words, plain=not console.is_terminal):
+        console.print(line)
+
+
 @app.command()
 def init(what: Annotated[str, typer.Argument(help="an objective's name, or retriever")]) -> None:
     """Print a commented settings file: foretext init retromae > run.yaml"""

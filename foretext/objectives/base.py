@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from foretext.model.attention import Layout
 from foretext.model.encoder import Encoder, Tokens
 from foretext.model.heads import Pooling
+from foretext.objectives.show import Shown
 from foretext.text.batches import Documents
 from foretext.text.corrupt import Vocabulary
 from foretext.text.tokenizer import Tokenizer
@@ -125,6 +126,10 @@ class Objective(nn.Module):
     def summary(self, means: dict[str, float]) -> dict[str, float]:
         """More numbers to report, computed from the means of terms and metrics over everything that is reported on."""
         return {}
+
+    def show(self, batch: Batch) -> list[Shown]:
+        """What this batch asks of the model, for people (`foretext show`)."""
+        raise NotImplementedError
 
     def framed(self, documents: Documents) -> Documents:
         """`[CLS] x [SEP]`, cut to `max_len`."""

@@ -5,7 +5,7 @@ References: GPT (Radford et al. 2018, "Improving language understanding by gener
     objectives.md gives are GPT-3's for small models (arXiv 2005.14165, table 2.1 and appendix B).
 Inputs: documents of a store, one text a sequence; the tokenizer's CLS begins it and SEP ends it.
 Owns: a token head, tied to the encoder's word table.
-Exports: a Hugging Face folder with `is_decoder: true` for bert and roberta encoders.
+Exports: a Hugging Face `*ForMaskedLM` folder, as an encoder: transformers reads it in both directions, so it does not generate there.
 When to use it: to compare texts and corpora by perplexity, or to generate. For retrieval prefer objectives that look both ways.
 Relations: `mlm` with the other half of the text hidden from every token.
 Example: `step = CLM(encoder, tokenizer)(batch); perplexity = exp(step.terms["clm"] / batch.counts["clm"])`
@@ -22,6 +22,7 @@ from foretext.errors import UserError
 from foretext.model.encoder import Tokens
 from foretext.model.heads import TokenHead
 from foretext.objectives.base import Batch, Objective, ObjectiveConfig, Step, flat
+from foretext.objectives.show import Row, Shown, Token, bounds, titles
 from foretext.text.batches import Documents
 
 
@@ -62,6 +63,11 @@ class CLM(Objective):
         """Last hidden states, every token seeing itself and what is before it: (T, D), or (K, D) of `rows`."""
         squares = (torch.ones(1, 1, k.width, k.width, dtype=torch.bool, device=tokens.ids.device) for k in tokens.layout.buckets)
         return self.encoder(tokens, rows, visible=[square.tril() for square in squares])
+
+    def show(self, batch: CausalBatch) -> list[Shown]:
+        pairs = [Token(read, label, "next") for read, label in zip(batch.tokens_in.ids.tolist(), batch.labels.tolist())]
+        names = titles(batch.documents, "predict the token that follows each")
+        return [Row(name, pairs[start:stop]) for name, (start, stop) in zip(names, bounds(batch.tokens_in.layout))]
 
     @torch.no_grad()
     def generate(self, prompt: Tensor, longest: int = 100, temperature: float = 1.0, top: int = 0, seed: int = 0) -> Tensor:

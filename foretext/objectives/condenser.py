@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from foretext.model.encoder import Tokens
 from foretext.model.heads import TokenHead
 from foretext.objectives.base import Batch, Objective, ObjectiveConfig, Step, flat, longest_first
+from foretext.objectives.show import Note, Row, Shown, Token, retitled, rows, titles
 from foretext.text.batches import Documents
 from foretext.text.corrupt import corrupt, select
 from foretext.text.pairs import Pairs
@@ -97,6 +98,14 @@ class Condenser(Objective):
         x = self.layers[-1](x, tokens.layout, bias, rotary, rows=places) if len(self.layers) else x[places]
         return self.encoder.final_norm(x)
 
+    def show(self, batch: CondenserBatch) -> list[Shown]:
+        tokens, layers = batch.tokens_in, len(self.encoder.blocks)
+        names = titles(batch.documents, "predict the marked tokens" + (", twice: by the head and by the last layer" * self.config.late_mlm))
+        texts = rows(names, tokens.ids, tokens.layout, batch.places, batch.labels, self.vocabulary.mask_id)
+        ids = [token.shown for token in texts[0].tokens]
+        states = [Token(id, id, "early" if i else "late", f"h{self.skip if i else layers}") for i, id in enumerate(ids)]
+        return [*texts, Row(f"the {len(self.layers)} layers of the head read, of {texts[0].title.split(':')[0]} for example:", states)]
+
 
 class CoCondenser(Condenser):
     """coCondenser: Condenser, and two spans of one document lie nearer to each other than to all other spans of the step.
@@ -133,6 +142,13 @@ class CoCondenser(Condenser):
         step, sentence = self.losses(batch)
         step.vectors["sentence"] = sentence.float()[batch.order]  # rows 2k and 2k+1 are partners
         return step
+
+    def show(self, batch: CondenserBatch) -> list[Shown]:
+        *texts, head = super().show(batch)
+        spans = [texts[place] for place in batch.order.tolist()]
+        pairs = [retitled(span, f"pair {i // 2}, span {'ab'[i % 2]}, {span.title}") for i, span in enumerate(spans)]
+        asked = f"each span also has to find its partner among the other {len(pairs) - 1} spans of the step"
+        return [*pairs, head, Note(asked)]
 
     def couple(self, vectors: dict[str, Tensor], rows: dict[str, Tensor], batch: CondenserBatch) -> Step:
         loss, right = partner_loss(vectors["sentence"], self.config.temperature)

@@ -25,6 +25,7 @@ from torch import Tensor
 from foretext.model.encoder import Tokens
 from foretext.model.heads import pool
 from foretext.objectives.base import Batch, Objective, ObjectiveConfig, Step, flat, longest_first
+from foretext.objectives.show import Note, Row, Shown, Token, bounds
 from foretext.text.batches import Documents
 from foretext.text.pairs import Pairs
 
@@ -96,6 +97,20 @@ class Contrastive(Objective):
         else:
             pooled = pool(self.encoder(tokens), tokens.layout, self.pooling)
         return F.normalize(pooled, dim=1) if self.normalize else pooled
+
+    def show(self, batch: PairBatch) -> list[Shown]:
+        def texts(tokens: Tokens, places: Tensor) -> list[list[Token]]:
+            sequences, ids = bounds(tokens.layout), tokens.ids.tolist()
+            return [[Token(id, id) for id in ids[slice(*sequences[place])]] for place in places.tolist()]
+
+        queries, passages = texts(batch.queries, batch.query_places), texts(batch.passages, batch.passage_places)
+        group = len(passages) // max(1, len(queries))
+        shown = []
+        for i, query in enumerate(queries):
+            shown.append(Row(f"pair {i}, query", query))
+            shown += [Row(f"pair {i}, {'negative' if j else 'passage'}", passage)
+                      for j, passage in enumerate(passages[i * group : (i + 1) * group])]
+        return [*shown, Note(f"each query has to find its passage among all {len(passages)} passages of the step")]
 
     def couple(self, vectors: dict[str, Tensor], rows: dict[str, Tensor], batch: PairBatch) -> Step:
         scores = vectors["query"] @ vectors["passage"].T / self.temperature  # (B, P)

@@ -31,6 +31,7 @@ from foretext.model.encoder import Encoder, EncoderConfig, Linear, Tokens
 from foretext.model.heads import TokenHead
 from foretext.model.huggingface import write_encoder
 from foretext.objectives.base import Batch, Objective, ObjectiveConfig, Step, flat
+from foretext.objectives.show import Shown, interleaved, rows, titles
 from foretext.text.batches import Documents
 from foretext.text.corrupt import corrupt, half_even, sample_tokens
 from foretext.text.randomness import uniform
@@ -122,6 +123,18 @@ class ELECTRA(Objective):
     def sample(self, logits: Tensor, keys: Tensor, positions: Tensor) -> Tensor:
         """What the generator writes into slots (K,): one id each, by its own logits (K, V)."""
         return gumbel_sample(logits / self.config.temperature, keys, positions)
+
+    @torch.no_grad()
+    def show(self, batch: ElectraBatch) -> list[Shown]:
+        tokens, slots, documents = batch.clean, batch.slots, batch.documents
+        original = tokens.ids[slots]
+        hidden = self.generator(tokens.with_ids(batch.masked), rows=slots)
+        sampled = self.sample(self.generator_head(hidden, self.encoder.words).float(), batch.keys, tokens.positions[slots])
+        asked = rows(titles(documents, "the generator predicts and samples the marked tokens"), batch.masked, tokens.layout, slots,
+                     original, self.vocabulary.mask_id)
+        judged = rows(titles(documents, "the discriminator says for every token whether it was replaced"),
+                      tokens.ids.index_copy(0, slots, sampled), tokens.layout, slots, original, None, "replaced", "guessed")
+        return interleaved(asked, judged)
 
     def save_networks(self, folder: Path, overwrite: bool = False) -> list[Path]:
         if self.encoder.config.family not in ("bert", "electra"):

@@ -21,6 +21,7 @@ from torch import Tensor
 from foretext.model.encoder import Tokens
 from foretext.model.heads import TokenHead
 from foretext.objectives.base import Batch, Objective, ObjectiveConfig, Step, flat
+from foretext.objectives.show import Shown, rows, titles
 from foretext.text.batches import Documents
 from foretext.text.corrupt import corrupt, select
 
@@ -62,3 +63,7 @@ class MLM(Objective):
         hidden = self.encoder(batch.tokens_in, rows=batch.places)  # (K, D)
         loss, correct = self.head.loss(hidden, self.encoder.words, batch.labels)
         return Step({"mlm": loss}, {"accuracy": (correct, len(batch.labels))})
+
+    def show(self, batch: MaskedBatch) -> list[Shown]:
+        tokens, names = batch.tokens_in, titles(batch.documents, "predict the marked tokens")
+        return rows(names, tokens.ids, tokens.layout, batch.places, batch.labels, self.vocabulary.mask_id)

@@ -29,6 +29,7 @@ from foretext.model.attention import Layout
 from foretext.model.encoder import Tokens
 from foretext.model.heads import TokenHead
 from foretext.objectives.base import Batch, Objective, ObjectiveConfig, Step
+from foretext.objectives.show import Row, Shown, Token, bounds, grids, interleaved, mark, titles
 from foretext.text.batches import Documents, spans
 from foretext.text.corrupt import corrupt, select, shuffled
 
@@ -161,3 +162,20 @@ class MPNet(Objective):
                 time = times[:, None, :, None]
                 found.append((first <= time) & (time <= last))
         return content, queries
+
+    def show(self, batch: PermutedBatch) -> list[Shown]:
+        content, queries = batch.content, batch.queries
+        names = titles(batch.documents, "the block to predict, numbered in the order of prediction")
+        written, orders = [], []
+        for name, (start, stop), (first, last) in zip(names, bounds(content.layout), bounds(queries.layout)):
+            positions = queries.positions[first:last].tolist()
+            stand_ins = list(zip(queries.ids[first:last].tolist(), batch.labels[first:last].tolist()))
+            tokens = [Token(id, id) for id in content.ids[start : stop - len(positions)].tolist()]
+            for number, (place, (shown, original)) in enumerate(zip(positions, stand_ins), 1):
+                tokens[place] = mark(shown, original, self.vocabulary.mask_id, note=f"#{number}")
+            written.append(Row(name, tokens))
+            orders.append(Row("  its block in that order, with positions",
+                              [mark(*pair, self.vocabulary.mask_id, note=f"@{place}") for pair, place in zip(stand_ins, positions)]))
+        seen = grids("  what some of the block see: the text as written, then the block's stand-ins", self.visible(batch)[1],
+                     queries.layout, content.layout, queries.positions, batch.labels)
+        return interleaved(written, orders, seen)

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from foretext.model.encoder import Linear, Tokens
 from foretext.model.heads import TokenHead, max_logits
 from foretext.objectives.base import Batch, Objective, ObjectiveConfig, Step, flat
+from foretext.objectives.show import Row, Shown, Token, grids, interleaved, rows, titles
 from foretext.text.batches import Documents
 from foretext.text.corrupt import Words, corrupt, sample_words, select, word_budget
 from foretext.text.randomness import integers
@@ -149,6 +150,14 @@ class RetroMAE(Objective):
             visible.append(seen[:, None])
         return visible
 
+    def show(self, batch: RetroBatch) -> list[Shown]:
+        tokens, layout = batch.clean, batch.clean.layout
+        texts = rows(titles(batch.documents, "the encoder predicts the marked tokens; the decoder all but the first and last"),
+                     batch.corrupted, layout, batch.places, tokens.ids[batch.places], self.vocabulary.mask_id)
+        seen = grids("  what some rows of the decoder see (first column: the sentence vector)", self.visible(batch), layout, layout,
+                     tokens.positions, tokens.ids)
+        return interleaved(texts, seen)
+
 
 class DupMAE(RetroMAE):
     """DupMAE (RetroMAE-2): the other tokens must carry the text as well, as a bag of words.
@@ -198,3 +207,10 @@ class DupMAE(RetroMAE):
         counts = torch.zeros(shape, device=ordinary.device).index_put_(where, ones, accumulate=True)
         total = counts.sum(1, keepdim=True).clamp(min=1)
         return (counts > 0) / total if self.config.bag == "set" else counts / total
+
+    def show(self, batch: RetroBatch) -> list[Shown]:
+        shown = super().show(batch)  # two for each text
+        bags = self.bags(batch, (len(batch.documents), self.encoder.config.vocab_size))
+        words = [Row("  the bag of words that the other tokens have to give",
+                     [Token(id, id, "bag", f"{bag[id]:.3f}") for id in bag.nonzero().squeeze(1).tolist()]) for bag in bags]
+        return interleaved(shown[::2], shown[1::2], words)

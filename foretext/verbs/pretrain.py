@@ -1,6 +1,7 @@
 """`foretext pretrain`: a token store in, an encoder out."""
 
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -131,17 +132,23 @@ def make_objective(config: PretrainConfig, tokenizer: Tokenizer, longest: int) -
     torch.manual_seed(config.training.seed)
     encoder, head, heads, notes = start_encoder(config.encoder, tokenizer, longest)
     objective = kind(encoder, tokenizer, options)
-    notes += continue_heads(objective, head, heads)
-    for note in notes:
+    taken = continue_heads(objective, head, heads)
+    for note in notes + taken * (not is_preset(config.encoder.start)):  # from a preset everything is fresh
         console.print(note)
     return objective
+
+
+def is_preset(start: str) -> bool:
+    """Whether an encoder's name is `family-size`, not a folder's."""
+    family, _, size = start.rpartition("-")
+    return family in FAMILIES and size in SIZES
 
 
 def start_encoder(choice: EncoderChoice, tokenizer: Tokenizer, longest: int):
     """(encoder, its token head or None, other heads or None, notes): fresh from a preset, or with the weights of a folder."""
     dropout = {"dropout": choice.dropout, "attention_dropout": choice.attention_dropout}
-    family, _, size = choice.start.rpartition("-")
-    if family in FAMILIES and size in SIZES:
+    if is_preset(choice.start):
+        family, _, size = choice.start.rpartition("-")
         if family == "mpnet" and tokenizer.pad_id != 1:  # said now, not by the export after days of training
             raise UserError(f"{choice.start} needs a tokenizer whose padding has id 1 (transformers takes that for granted), found "
                             f"{tokenizer.pad_id}: prepare the corpus with --tokenizer-kind bpe, or take bert-{size}")
@@ -161,18 +168,33 @@ def model_folder(name: str | Path) -> str:
 
 
 def continue_heads(objective: Objective, head: torch.nn.Module | None, heads: Heads | None) -> list[str]:
-    """Put the heads of an earlier run into the objective; says which of its heads start fresh."""
+    """Put the heads of an earlier run into the objective; says what was taken and which of its heads start fresh.
+
+    Heads are those of the same objective, or of one that it extends or that extends it (condenser and cocondenser).
+    """
     fresh = set(objective.heads())
+    notes = []
     if head is not None and hasattr(objective, "head") and type(objective.head) is type(head):
         objective.head.load_state_dict(head.state_dict())
         fresh -= {name for name in fresh if name.startswith("head.")}
-    if heads is not None and heads.objective == objective.name:
+    if heads is not None and related(objective, heads.objective):
         state = objective.state_dict()
         fitting = {name: tensor for name, tensor in heads.tensors.items() if name in state and state[name].shape == tensor.shape}
         objective.load_state_dict(fitting, strict=False)
         fresh -= set(fitting)
-    parts = sorted({name.split(".")[0] for name in fresh})
-    return [f"start fresh: {', '.join(parts)}"] if parts and (head is not None or heads is not None) else []
+        notes += [f"heads of {heads.objective} go on: {parts(fitting)}"] if fitting else []
+    return notes + ([f"start fresh: {parts(fresh)}"] if fresh else [])
+
+
+def related(objective: Objective, name: str) -> bool:
+    """Whether the heads of the objective `name` mean the same here."""
+    other = OBJECTIVES.get(name)
+    return other is not None and (isinstance(objective, other) or issubclass(other, type(objective)))
+
+
+def parts(names: Iterable[str]) -> str:
+    """`decoder, head` for the names of their tensors."""
+    return ", ".join(sorted({name.split(".")[0] for name in names}))
 
 
 def sources(config: PretrainConfig, store: Store, objective: Objective) -> tuple[Source, Source | None]:
@@ -211,7 +233,10 @@ def finish(objective: Objective, folder: Path, result: Result, start: str, data:
     card = {"data": data, "objective": objective.name, "steps": result.steps, "tokens": result.tokens, "encoder": start,
             "metrics": {name: round(value, 4) for name, value in result.last.items() if name.startswith("valid_")}}
     target = export(model, folder / "export", head, card, heads, overwrite=True)
-    objective.save_networks(folder / "networks", overwrite=True)
+    try:
+        objective.save_networks(folder / "networks", overwrite=True)
+    except UserError as error:  # the encoder is exported: no reason to fail after days of training
+        console.print(str(error))
     return Trained(folder, target, result)
 
 
