@@ -128,16 +128,21 @@ def test_gradients(path):
 
 
 def test_layout():
-    lengths = [10, 9, 8, 7, 3, 3, 12]
+    lengths = [100, 90, 80, 70, 30, 30, 120]
     layout = Layout.of(lengths)
     assert [(bucket.first, bucket.last) for bucket in layout.buckets] == [(0, 3), (3, 4), (4, 6), (6, 7)]
-    assert layout.splits == [3, 4, 6] and layout.max_len == 12
-    assert layout.first_rows.tolist() == [0, 10, 19, 27, 34, 37, 40]
+    assert layout.splits == [3, 4, 6] and layout.max_len == 120
+    assert layout.first_rows.tolist() == [0, 100, 190, 270, 340, 370, 400]
     assert layout.positions.tolist() == [i for n in lengths for i in range(n)]
     assert layout.sequence.tolist() == [b for b, n in enumerate(lengths) for _ in range(n)]
     flat = torch.arange(float(sum(lengths)))[:, None]
     for bucket in layout.buckets:
         assert torch.equal(bucket.unpad(bucket.pad(flat)), flat[bucket.start : bucket.stop])
+
+
+def test_short_sequences_share_a_bucket():
+    assert Layout.of([64, 20, 3, 1]).splits == []
+    assert Layout.of([65, 20, 3, 1]).splits == [1]
 
 
 def test_near_columns_hides_nothing_within_reach():
