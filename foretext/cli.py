@@ -246,3 +246,7 @@ def parse_shard(text: str | None) -> tuple[int, int] | None:
 def show(lines: list[str]) -> None:
     for line in lines:
         print(line)
+
+
+if __name__ == "__main__":  # torchrun -m foretext.cli
+    main()

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from foretext.errors import UserError
 from foretext.model.encoder import Tokens
 from foretext.model.heads import TokenHead
 from foretext.objectives.base import Batch, Objective, ObjectiveConfig, Step, flat, longest_first
@@ -57,7 +58,7 @@ class Condenser(Objective):
         layers = encoder.config.layers
         self.skip = layers // 2 if self.config.skip is None else self.config.skip
         if self.skip >= layers:
-            raise ValueError(f"skip {self.skip} leaves no late layer: the encoder has {layers}, take at most {layers - 1}")
+            raise UserError(f"objective.skip: {self.skip} leaves no late layer: the encoder has {layers}, take at most {layers - 1}")
         self.terms = tuple(term for term in type(self).terms if term != "mlm" or self.config.late_mlm)
         self.head = TokenHead(encoder)
         self.layers = nn.ModuleList(encoder.new_block() for _ in range(self.config.head_layers))

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from foretext.errors import UserError
 from foretext.text.randomness import example_keys, integers, permutation, uniform
 from foretext.text.store import Store
 
@@ -224,7 +225,7 @@ def split_evenly(lengths: np.ndarray, micro_tokens: int, world: int) -> list[np.
     parts = -(-int(tokens[-1]) // micro_tokens)
     parts = min(-(-parts // world) * world, len(order) // world * world)
     if parts == 0:
-        raise ValueError(f"a step of {len(order)} examples cannot be shared by {world} processes")
+        raise UserError(f"training.batch_size: a step of {len(order)} examples cannot be shared by {world} processes")
     middles = tokens - lengths[order] / 2
     owner = np.minimum((middles * parts / tokens[-1]).astype(int), parts - 1)
     owner = np.maximum.accumulate(owner)

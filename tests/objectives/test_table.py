@@ -114,8 +114,8 @@ def test_gradient_does_not_depend_on_the_split(name, layout):
 
 def test_gradient_agrees_on_two_ranks(tmp_path):
     """Two gloo processes under torchrun, every objective: the gradient equals one process's."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "tests.objectives.ranks", tmp_path]
-    subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    subprocess.run([*launch, "-m", "tests.objectives.ranks", tmp_path], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300)
     for name in OBJECTIVES:
         objective = make_objective(name)
         reference = gradient(objective, one_step(objective))
