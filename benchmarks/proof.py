@@ -23,7 +23,7 @@ from foretext.verbs.finetune import FinetuneConfig, finetune
 from foretext.verbs.pretrain import PretrainConfig, pretrain
 
 DATA, OUT = Path("runs/quickstart"), Path("runs/proof")
-SCRATCH = {"start": "bert-tiny", "max_len": 64}
+SCRATCH = {"start": "bert-tiny", "max_len": 96}
 
 
 def main() -> None:
@@ -38,7 +38,7 @@ def main() -> None:
             store=str(DATA / "store"), output=str(OUT / name), encoder=SCRATCH, objective={"name": name},
             training={"minutes": minutes, "batch_size": 128, "optim": {"lr": 2e-3, "betas": (0.9, 0.98)}, "micro_tokens": 16_384}))
         title = f"{name}, {minutes:g} minutes"
-        starts[title] = {"start": str(done.folder), "max_len": 64}
+        starts[title] = {"start": str(done.folder), "max_len": 96}
         pooling[title] = OBJECTIVES[name].pooling
     rows = []
     for name, start in starts.items():
@@ -50,7 +50,7 @@ def main() -> None:
         rows.append((f"{name}, then fine-tuned", tuned.export))
     collection = read_collection(DATA / "data")
     dtype = torch.bfloat16 if has_bf16(torch.device("cpu")) else None
-    evaluations = [evaluate(TextEncoder.load(folder, dtype=dtype), collection, depth=100, name=name) for name, folder in rows]
+    evaluations = [evaluate(TextEncoder.load(folder, dtype=dtype), collection, depth=1000, name=name) for name, folder in rows]
     lines = table(evaluations, against=0, measure="MRR@10")
     with whole_file(OUT / "table.txt", "w") as file:
         file.write("\n".join(lines) + "\n")
