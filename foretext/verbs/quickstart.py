@@ -19,6 +19,7 @@ from foretext.retrieval.bm25 import BM25
 from foretext.retrieval.collection import read_collection
 from foretext.retrieval.embed import TextEncoder
 from foretext.retrieval.evaluate import Evaluation, evaluate, table
+from foretext.retrieval.metrics import paired_difference
 from foretext.retrieval.search import fuse
 from foretext.text.corpus import Document
 from foretext.text.duplicates import exact_key, near_duplicates
@@ -103,7 +104,9 @@ def quickstart(config: QuickstartConfig) -> list[str]:
     say(f"evaluating on {config.held_out:,} held-out pairs among {config.pool:,} bodies")
     evaluations = compare(output, {"fine-tuned, not pre-trained": tuned["from scratch"].export, "pre-trained only": pretrained.export,
                                    "pre-trained + fine-tuned": tuned["from the pre-trained encoder"].export})
-    lines = table(evaluations, against=0, measure="MRR@10")
+    lines = table(evaluations, against=0, measure="nDCG@10")
+    difference = paired_difference(evaluations[-1].scores, evaluations[0].scores, "MRR@10")
+    lines.append(f"fused - BM25 in MRR@10: {difference.mean:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]")
     with whole_file(output / "table.txt", "w") as file:
         file.write("\n".join(lines) + "\n")
     write_json(output / "scores.json", {e.name: {k: v for k, v in e.as_dict().items() if k != "per_query"} for e in evaluations})
