@@ -4,7 +4,6 @@ import ctypes
 import math
 import signal
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,14 +78,12 @@ class Stopped(Exception):
 
 
 def train(objective: Objective, source: Source, output: str | Path, config: TrainingConfig, valid: Source | None = None,
-          world: World | None = None, overwrite: bool = False,
-          on_valid: Callable[[Objective, int], dict[str, float]] | None = None) -> Result:
+          world: World | None = None, overwrite: bool = False) -> Result:
     """Train `objective` on `source` and leave a run folder; a run that was interrupted goes on where its last checkpoint is.
 
     Args:
         valid: held-out examples, measured every `valid_every` updates with the masks of epoch 0.
         world: this process among others; by default what torchrun says.
-        on_valid: more to measure at a validation, (objective, step) -> name: value.
     Returns:
         `Result`; the weights are in `objective` and in checkpoints/.
     Raises:
@@ -152,7 +149,7 @@ def train(objective: Objective, source: Source, output: str | Path, config: Trai
                 if log:
                     log.write(state["step"], latest)
             if valid is not None and (done % config.valid_every == 0 or done == total):
-                state["valid"] = validate(objective, valid, config, world) | (on_valid(objective, done) if on_valid else {})
+                state["valid"] = validate(objective, valid, config, world)
                 if state["best"] is None or state["valid"]["valid_loss"] < state["best"]:
                     state["best"], state["best_step"] = state["valid"]["valid_loss"], state["step"]
                     save()
