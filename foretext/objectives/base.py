@@ -19,8 +19,10 @@ from foretext.model.attention import Layout
 from foretext.model.encoder import Encoder, Tokens
 from foretext.model.heads import Pooling
 from foretext.objectives.show import Shown
-from foretext.text.batches import Documents
+from foretext.text.batches import Documents, Source, StoreSource
 from foretext.text.corrupt import Vocabulary
+from foretext.text.pairs import PairChoice, pairs_of
+from foretext.text.store import Store
 from foretext.text.tokenizer import Tokenizer
 
 
@@ -102,6 +104,13 @@ class Objective(nn.Module):
     def max_len(self) -> int:
         """Longest text this objective makes, special tokens included."""
         return min(getattr(self.config, "max_len", None) or self.encoder.config.max_len, self.encoder.config.max_len)
+
+    def source(self, store: Store, part: str, valid_share: float, pairs: PairChoice) -> Source:
+        """What this objective reads of a store: the rows of its `part` ("train", "valid" or "all"), or pairs made from them."""
+        room = self.max_len - 2
+        if self.reads == "pairs":
+            return pairs_of(store, room, part, valid_share, pairs, usual=self.pairs)
+        return StoreSource(store, room, part, valid_share)
 
     def collate(self, examples: Any) -> Batch:
         """Examples -> batch: pure, vectorised, sees no weights, runs in the loader's thread."""

@@ -9,10 +9,11 @@ from typing import Literal
 
 import numpy as np
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from foretext.errors import UserError
-from foretext.text.batches import SHORTEST_PIECE, Documents, StoreSource, rows_of, spans
+from foretext.text.batches import SHORTEST_PIECE, Documents, Source, StoreSource, rows_of, spans
 from foretext.text.randomness import integers, uniform
 from foretext.text.store import Store
 from foretext.text.tokenizer import Tokenizer
@@ -36,6 +37,33 @@ class Pairs:
 
 
 NOTHING_KNOWN = torch.empty(0, dtype=torch.int64)
+
+
+class PairChoice(BaseModel):
+    """For objectives that read pairs: how a store without labels becomes pairs."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["crops", "first_sentence", "title", "sentences", "windows"] | None = Field(
+        None, description="what is paired: two crops of a row; its first sentence and the rest; title and body; two spans of a "
+                          "document, of whole sentences or of equal windows. Default: crops (cocondenser: sentences)")
+    shortest: float = Field(0.1, gt=0, le=1, description="of a crop, as a share of the row (Contriever, section 3.1)")
+    longest: float = Field(0.5, gt=0, le=1, description="of a crop, as a share of the row")
+
+
+def pairs_of(store: Store, room: int, part: str, valid_share: float, choice: PairChoice, usual: str) -> Source:
+    """The pairs of a store, each side of up to about `room` tokens.
+
+    Args:
+        usual: the kind to take where `choice` leaves it open.
+    """
+    kind = choice.kind or usual
+    if kind == "crops":
+        fitting = int(room / choice.longest)  # rows of this length give crops that need no cutting
+        return CropPairs(store, fitting, part, valid_share, choice.shortest, choice.longest)
+    if kind in ("sentences", "windows"):
+        return SpanPairs(store, room, part, valid_share, kind)
+    return SplitPairs(store, kind, part, valid_share)
 
 
 class CropPairs:

@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,8 +22,8 @@ from foretext.objectives import OBJECTIVES
 from foretext.objectives.base import Objective
 from foretext.progress import console
 from foretext.retrieval.embed import TextEncoder
-from foretext.text.batches import Source, StoreSource
-from foretext.text.pairs import CropPairs, SpanPairs, SplitPairs
+from foretext.text.batches import Source
+from foretext.text.pairs import PairChoice
 from foretext.text.store import Store
 from foretext.text.tokenizer import Tokenizer
 from foretext.training.distributed import World
@@ -42,18 +42,6 @@ class EncoderChoice(BaseModel):
                                 description="longest input in tokens; default: the longest row, or the checkpoint's")
     dropout: float = Field(0.0, ge=0, lt=1, description="after embeddings and layers; slow on CPUs, and one pass over a text needs none")
     attention_dropout: float = Field(0.0, ge=0, lt=1, description="on attention weights")
-
-
-class PairChoice(BaseModel):
-    """For objectives that read pairs: how a store without labels becomes pairs."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    kind: Literal["crops", "first_sentence", "title", "sentences", "windows"] | None = Field(
-        None, description="what is paired: two crops of a row; its first sentence and the rest; title and body; two spans of a "
-                          "document, of whole sentences or of equal windows. Default: crops (cocondenser: sentences)")
-    shortest: float = Field(0.1, gt=0, le=1, description="of a crop, as a share of the row (Contriever, section 3.1)")
-    longest: float = Field(0.5, gt=0, le=1, description="of a crop, as a share of the row")
 
 
 class PretrainConfig(BaseModel):
@@ -199,25 +187,12 @@ def parts(names: Iterable[str]) -> str:
 
 def sources(config: PretrainConfig, store: Store, objective: Objective) -> tuple[Source, Source | None]:
     """What the objective trains on, and what it is measured on (None where nothing is held out)."""
-    room = objective.max_len - 2
-
-    def source(part: str) -> Source:
-        if objective.reads == "documents":
-            return StoreSource(store, room, part, config.valid_share)
-        kind = config.pairs.kind or objective.pairs
-        if kind == "crops":
-            fitting = int(room / config.pairs.longest)  # rows of this length give crops that need no cutting
-            return CropPairs(store, fitting, part, config.valid_share, config.pairs.shortest, config.pairs.longest)
-        if kind in ("sentences", "windows"):
-            return SpanPairs(store, room, part, config.valid_share, kind)
-        return SplitPairs(store, kind, part, config.valid_share)
-
-    training = source("train")
+    training = objective.source(store, "train", config.valid_share, config.pairs)
     if not len(training.lengths):
         raise UserError(f"{store.path}: no row is left to train on with valid_share {config.valid_share}")
     if not config.valid_share:
         return training, None
-    valid = source("valid")
+    valid = objective.source(store, "valid", config.valid_share, config.pairs)
     if not len(valid.lengths):
         console.print(f"the corpus is too small to hold out {config.valid_share:.1%} of it: nothing is validated")
         return training, None

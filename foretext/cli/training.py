@@ -1,0 +1,63 @@
+"""Verbs that make an encoder: quickstart, init, pretrain, export."""
+
+from typing import Annotated, Optional
+
+import typer
+
+from foretext.cli.app import Output, Overwrite, Sets, app, show
+
+
+@app.command()
+def quickstart(output: Output = "runs/quickstart", sets: Sets = []) -> None:
+    """The whole road on text that is already on this machine: about ten minutes on two cores."""
+    from foretext.config import load
+    from foretext.verbs.quickstart import QuickstartConfig
+    from foretext.verbs.quickstart import quickstart as run
+
+    show(run(load(QuickstartConfig, settings={"output": output}, sets=sets)))
+
+
+@app.command()
+def init(what: Annotated[str, typer.Argument(help="an objective's name, or retriever")]) -> None:
+    """Print a commented settings file: foretext init retromae > run.yaml"""
+    from foretext.verbs.init import settings_file
+
+    print(settings_file(what), end="")
+
+
+@app.command()
+def pretrain(
+    what: Annotated[str, typer.Argument(metavar="OBJECTIVE|RUN.yaml", help="an objective's name, or a file that `init` wrote")],
+    store: Annotated[Optional[str], typer.Option("--data", "-d", help="token store")] = None,
+    output: Annotated[Optional[str], typer.Option("--output", "-o", help="run folder to make or to go on with")] = None,
+    encoder: Annotated[Optional[str], typer.Option(help="preset (bert-mini), run folder, Hugging Face folder or hub id")] = None,
+    steps: Annotated[Optional[int], typer.Option(help="number of updates")] = None,
+    minutes: Annotated[Optional[float], typer.Option(help="train about this long instead")] = None,
+    sets: Sets = [],
+    overwrite: Overwrite = False,
+) -> None:
+    """Pre-train an encoder without labels. Interrupted, the same command goes on."""
+    from foretext.verbs.pretrain import pretrain as run
+    from foretext.verbs.pretrain import settings
+
+    file, given = (what, {}) if what.endswith((".yaml", ".yml")) else (None, {"objective.name": what})
+    given |= {"store": store, "output": output, "encoder.start": encoder, "training.steps": steps,
+                 "training.minutes": minutes}
+    done = run(settings(file, given, sets), overwrite)
+    if done:
+        show([*done.lines(), "", f"next: foretext encode {done.folder} TEXT... -o index, foretext evaluate {done.folder} BEIR-FOLDER,",
+              f"      or foretext finetune retriever -d BEIR-FOLDER --encoder {done.folder} -o {done.folder}-tuned"])
+
+
+@app.command()
+def export(
+    run: Annotated[str, typer.Argument(help="run folder")],
+    output: Output,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a run's encoder as a folder that transformers and sentence-transformers load, and check that they do."""
+    from foretext.verbs.pretrain import export_again
+
+    folder = export_again(run, output, overwrite)
+    show([f"model: {folder}", "", "next: in Python,", "    from sentence_transformers import SentenceTransformer",
+          f'    SentenceTransformer("{folder}").encode(["some text"])'])
