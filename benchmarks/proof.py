@@ -19,7 +19,7 @@ from foretext.retrieval.collection import read_collection
 from foretext.retrieval.embed import TextEncoder
 from foretext.retrieval.evaluate import evaluate, table
 from foretext.training.loop import has_bf16
-from foretext.verbs.finetune import FinetuneConfig, finetune
+from foretext.verbs.retriever import FinetuneConfig, finetune
 from foretext.verbs.pretrain import PretrainConfig, pretrain
 
 DATA, OUT = Path("runs/quickstart"), Path("runs/proof")

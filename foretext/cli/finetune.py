@@ -20,8 +20,8 @@ def retriever(
 ) -> None:
     """Fine-tune a bi-encoder on queries and their relevant passages, with in-batch negatives."""
     from foretext.config import load
-    from foretext.verbs.finetune import FinetuneConfig
-    from foretext.verbs.finetune import finetune as run
+    from foretext.verbs.retriever import FinetuneConfig
+    from foretext.verbs.retriever import finetune as run
 
     settings = {"data": data, "output": output, "encoder.start": encoder, "training.steps": steps,
                  "training.minutes": minutes}

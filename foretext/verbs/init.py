@@ -3,7 +3,7 @@
 from foretext.config import commented_yaml
 from foretext.errors import UserError
 from foretext.objectives import OBJECTIVES
-from foretext.verbs.finetune import FinetuneConfig
+from foretext.verbs.retriever import FinetuneConfig
 from foretext.verbs.pretrain import PretrainConfig
 
 

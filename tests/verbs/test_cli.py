@@ -116,7 +116,7 @@ def test_every_settings_file_is_valid(name):
     import yaml
 
     from foretext.config import check
-    from foretext.verbs.finetune import FinetuneConfig
+    from foretext.verbs.retriever import FinetuneConfig
     from foretext.verbs.init import settings_file
     from foretext.verbs.pretrain import PretrainConfig
 
