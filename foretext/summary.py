@@ -5,17 +5,13 @@ stops with one sentence (or skips the record and counts it, if the user asked fo
 counts it (or stops, if the user asked for that).
 """
 
-import bz2
-import gzip
-import io
-import lzma
-import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import Any
 
+from foretext.archives import damage_is_a_sentence, open_bytes
 from foretext.errors import UserError
 
 EXAMPLES = 5  # lines remembered per reason
@@ -68,7 +64,10 @@ REASONS = {
     "too_long": "text over the token limit",
     "too_short": "text too short to use",
     "changed": "file that differs from its manifest",
+    "syntax_error": "source file that does not parse",
+    "repeated_name": "name that was documented before; the first is kept",
 }
+LEFT_OUT_ANYWAY = {"blank_line", "empty_doc"}  # nothing is lost with them, so they are outside `max_skip_share`
 
 
 @dataclass(frozen=True)
@@ -113,6 +112,7 @@ class ReadSummary:
     first_examples: list[tuple[int, str]] = field(default_factory=list)  # (line, reason), at most 5 per reason
     details: dict[str, list[str]] = field(default_factory=dict)  # reason -> what to show a person, at most 5
     unit: str = "lines"  # what `lines` counts
+    guesses: list[str] = field(default_factory=list)  # what the reader decided for itself, as sentences
 
     def error(self, reason: str, line: int | None, message: str, found: str | None = None, mend: str = "") -> None:
         """Stop with one sentence, or, if the policy skips `reason`, count a skipped record and return.
@@ -121,7 +121,7 @@ class ReadSummary:
             line: line number from 1, or None when the defect has no single line.
             message: what was expected and what is wrong.
             found: the offending text; its first 80 characters are shown.
-            mend: how to mend it.
+            mend: how to mend it; empty offers to skip such records.
 
         Raises:
             UserError: `reason` is not skipped.
@@ -129,7 +129,7 @@ class ReadSummary:
         if reason in self.policy.skip:
             self._count(self.skipped, reason, line, 1, None)
             return
-        raise self.stop(reason, line, message, found, mend)
+        raise self.stop(reason, line, message, found, mend or f"mend the line, or skip such records with skip={reason}")
 
     def stop(self, reason: str, line: int | None, message: str, found: str | None = None, mend: str = "") -> UserError:
         """The exception of `error`, for defects that cannot be skipped."""
@@ -164,13 +164,27 @@ class ReadSummary:
             if detail is not None:
                 self.details.setdefault(reason, []).append(detail)
 
+    def add(self, other: "ReadSummary") -> None:
+        """Take in the summary of a later piece of the same source."""
+        self.lines += other.lines
+        self.accepted += other.accepted
+        self.unit = other.unit
+        self.guesses += [guess for guess in other.guesses if guess not in self.guesses]
+        for line, reason in other.first_examples:
+            if sum(known == reason for _, known in self.first_examples) < EXAMPLES:
+                self.first_examples.append((line, reason))
+        for reason, details in other.details.items():
+            self.details[reason] = (self.details.get(reason, []) + details)[:EXAMPLES]
+        self.skipped += other.skipped
+        self.notes += other.notes
+
     def close(self) -> "ReadSummary":
         """Check the whole file: something was accepted, and not too much was skipped.
 
         Raises:
             UserError: nothing was accepted, or more than `max_skip_share` of the records was skipped.
         """
-        skipped = self.skipped.total()
+        skipped = sum(count for reason, count in self.skipped.items() if reason not in LEFT_OUT_ANYWAY)
         records = skipped + self.accepted
         why = ", ".join(f"{reason} {count:,}" for reason, count in self.skipped.most_common())
         if not self.accepted:
@@ -182,9 +196,10 @@ class ReadSummary:
         return self
 
     def report(self) -> list[str]:
-        """Lines for a person: one with the counts, then one per reason."""
+        """Lines for a person: one with the counts, one per guess, one per reason."""
         out = [f"{self.source}: {self.lines:,} {self.unit}, {self.accepted:,} accepted"
                + (f", {self.skipped.total():,} skipped" if self.skipped else "")]
+        out += [f"  {guess}" for guess in self.guesses]
         for what, counter in (("skipped ", self.skipped), ("", self.notes)):
             for reason, count in sorted(counter.items()):
                 lines = [line for line, name in self.first_examples if name == reason]
@@ -194,11 +209,18 @@ class ReadSummary:
                 out.append(f"  {what}{reason} {count:,}: {REASONS[reason]}{details or where}{more}")
         return out
 
-    def as_dict(self) -> dict:
+    def as_dict(self) -> dict[str, Any]:
         """For manifests: plain values, stable order."""
-        return {"source": str(self.source), "lines": self.lines, "accepted": self.accepted,
+        return {"source": str(self.source), "unit": self.unit, "lines": self.lines, "accepted": self.accepted,
                 "skipped": dict(sorted(self.skipped.items())), "notes": dict(sorted(self.notes.items())),
-                "first_examples": [list(example) for example in self.first_examples]}
+                "first_examples": [list(example) for example in self.first_examples], "guesses": self.guesses}
+
+    @staticmethod
+    def from_dict(value: Mapping[str, Any]) -> "ReadSummary":
+        """The inverse of `as_dict`, but for the policy."""
+        return ReadSummary(value["source"], DEFAULT_POLICY, value["lines"], value["accepted"], Counter(value["skipped"]),
+                           Counter(value["notes"]), [(line, reason) for line, reason in value["first_examples"]], {}, value["unit"],
+                           list(value["guesses"]))
 
 
 def read_lines(summary: ReadSummary) -> Iterator[tuple[int, str]]:
@@ -212,8 +234,8 @@ def read_lines(summary: ReadSummary) -> Iterator[tuple[int, str]]:
     """
     path = Path(summary.source)
     first = True
-    with open_bytes(path) as file:
-        for number, raw in enumerate(_guarded(file, path), start=1):
+    with damage_is_a_sentence(path), open_bytes(path) as file:
+        for number, raw in enumerate(file, start=1):
             summary.lines = number
             if first:
                 first = False
@@ -241,77 +263,3 @@ def read_lines(summary: ReadSummary) -> Iterator[tuple[int, str]]:
                 summary.note("blank_line", number)
                 continue
             yield number, text
-
-
-def open_bytes(path: str | Path) -> IO[bytes]:
-    """Open a file for reading bytes, decompressed by its suffix (.gz, .zst, .xz, .bz2).
-
-    Raises:
-        UserError: there is no such file.
-    """
-    path = Path(path)
-    if path.is_dir():
-        raise UserError(f"{path}: expected a file, found a folder")
-    try:
-        file = open(path, "rb")  # noqa: SIM115 - the caller closes it
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    match path.suffix:
-        case ".gz":
-            return gzip.open(file)
-        case ".bz2":
-            return bz2.open(file)
-        case ".xz":
-            return lzma.open(file)
-        case ".zst":
-            return io.BufferedReader(_ZstdReader(file), 1 << 20)
-    return file
-
-
-def _guarded(file: IO[bytes], path: Path) -> Iterator[bytes]:
-    """The file's lines; a damaged archive becomes a sentence."""
-    try:
-        yield from file
-    except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, OSError) as error:
-        if path.suffix not in (".gz", ".bz2", ".xz", ".zst"):
-            raise
-        raise UserError(f"{path}: the archive is cut off or damaged ({error}); get it again") from None
-
-
-class _ZstdReader(io.RawIOBase):
-    """Zstandard frames as a raw stream. The library's reader takes a cut-off file for a complete one; this does not."""
-
-    def __init__(self, file: IO[bytes]):
-        import zstandard
-
-        self._errors = zstandard.ZstdError
-        self._context = zstandard.ZstdDecompressor()
-        self._frame = None
-        self._file, self._out, self._rest = file, memoryview(b""), b""
-
-    def readable(self) -> bool:
-        return True
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
-
-    def readinto(self, buffer) -> int:
-        while not self._out:
-            data = self._rest or self._file.read(1 << 17)
-            self._rest = b""
-            if not data:
-                if self._frame is not None:
-                    raise EOFError("end of file inside a zstd frame")
-                return 0
-            self._frame = self._frame or self._context.decompressobj()
-            try:
-                self._out = memoryview(self._frame.decompress(data))
-            except self._errors as error:
-                raise OSError(str(error)) from None
-            if self._frame.eof:
-                self._rest, self._frame = self._frame.unused_data, None
-        size = min(len(buffer), len(self._out))
-        buffer[:size] = self._out[:size]
-        self._out = self._out[size:]
-        return size

@@ -8,7 +8,7 @@ import foretext
 ROOT = Path(foretext.__file__).parent
 
 LAYERS = {  # first match wins
-    "errors": 0, "files": 0, "progress": 0, "summary": 0, "config": 0,
+    "errors": 0, "files": 0, "archives": 0, "progress": 0, "summary": 0, "config": 0,
     "text": 1, "model": 1,
     "objectives": 2, "retrieval": 2,
     "training": 3, "interop": 3,
