@@ -170,11 +170,18 @@ class Block(nn.Module):
         """Everything after attention: output projection, residual, feed-forward, residual. x, mixed: (T, D)."""
         if rows is not None:
             x, mixed = x.index_select(0, rows), mixed.index_select(0, rows)
+        return self.feed_forward(self.attended(x, mixed))
+
+    def attended(self, x: Tensor, mixed: Tensor) -> Tensor:
+        """The attention's output projection and residual."""
         x = x + self._drop(self.out(mixed))
+        return x if self.prenorm else self.attention_norm(x)
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """The feed-forward part and its residual."""
         if self.prenorm:
             a, b = self.up(self.ffn_norm(x)).chunk(2, dim=-1)
             return x + self._drop(self.down(F.gelu(a) * b))
-        x = self.attention_norm(x)
         return self.ffn_norm(x + self._drop(self.down(F.gelu(self.up(x)))))
 
     def _part(self, x: Tensor, start: int, stop: int) -> Tensor:
