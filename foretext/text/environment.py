@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from foretext.text.corpus import ReadSummary
+from foretext.summary import ReadSummary
 
 SKIPPED_FOLDERS = {"test", "tests", "idle_test", "__pycache__", "site-packages", "dist-packages"}
 GROUP_BYTES = 2_000_000  # source code parsed by one process at a time
@@ -66,7 +66,7 @@ def read_environment(roots: Sequence[str | Path] | None = None, workers: int | N
     """
     groups = list(_groups(_files([Path(root) for root in roots] if roots is not None else environment_roots())))
     workers = min(workers or len(os.sched_getaffinity(0)), max(len(groups), 1))
-    summary = ReadSummary("environment")
+    summary = ReadSummary("environment", unit="files")
     found: dict[str, Docstring] = {}
     if workers == 1:
         results: Any = map(_parse_group, groups)
@@ -79,12 +79,11 @@ def read_environment(roots: Sequence[str | Path] | None = None, workers: int | N
 def _collect(results: Iterator, found: dict[str, Docstring], summary: ReadSummary) -> tuple[list[Docstring], ReadSummary]:
     for docstrings, broken, files in results:
         for number in broken:
-            summary.skipped["syntax_error"] += 1
-            summary.example(summary.lines + number, "syntax_error")
+            summary.skip("syntax_error", summary.lines + number)
         summary.lines += files
         for docstring in docstrings:
             if found.setdefault(docstring.name, docstring) is not docstring:
-                summary.notes["repeated_name"] += 1
+                summary.note("repeated_name")
     summary.accepted = len(found)
     return list(found.values()), summary
 

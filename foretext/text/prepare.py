@@ -32,12 +32,13 @@ import numpy as np
 from foretext.errors import UserError
 from foretext.files import read_json, refuse_existing, whole_folder, write_json
 from foretext.progress import duration, progress
-from foretext.text.corpus import BLOCK_BYTES, Block, Document, ReadOptions, ReadSummary, Source, blocks, find_sources, read_block
+from foretext.summary import ReadSummary
+from foretext.text.corpus import BLOCK_BYTES, Block, Document, ReadOptions, Source, blocks, find_sources, read_block
 from foretext.text.duplicates import words_key
 from foretext.text.store import STATISTICS, merge_parts, read_notes, write_part
 from foretext.text.tokenizer import KINDS, Tokenizer
 
-PART_VERSION = 1  # raise it when the same input would give other parts
+PART_VERSION = 2  # raise it when the same input would give other parts
 BATCH_CHARACTERS = 100_000  # text handed to the tokenizer at a time: its results take about 100 times the memory of the ids
 SAMPLE_BYTES = 50_000_000  # text that a tokenizer is trained on; more changes few entries and costs seconds per 10 MB
 
@@ -77,7 +78,8 @@ class Report:
     def lines(self) -> list[str]:
         """The report, one fact per line."""
         c = self.counts
-        shown = [*map(str, self.sources[:10]), *([f"... and {len(self.sources) - 10} more sources"] if len(self.sources) > 10 else [])]
+        shown = [line for source in self.sources[:10] for line in source.report()]
+        shown += [f"... and {len(self.sources) - 10} more sources"] if len(self.sources) > 10 else []
         shown.append(f"documents: {c['documents']:,} kept, {c['duplicates']:,} exact duplicates removed, {c['too_short']:,} too short")
         shown.append(f"rows: {c['rows']:,} of {c['tokens']:,} tokens; {self.tokens_per_word:.2f} tokens per word; "
                      f"vocabulary {self.vocabulary:,}")
@@ -152,7 +154,7 @@ def prepare(inputs: str | Path | Sequence[str | Path], output: str | Path, *, to
                         shutil.copyfile(part, folder / "parts" / part.name)
                 write_json(folder / "shard.json", {"shard": list(shard), "settings": settings, "tokenizer": used.fingerprint,
                                                    "sources": [source.name for source in sources]})
-            counts, summaries = _preview(parts, sources)
+            counts, summaries = _preview(parts, sources, options)
         else:
             names = [source.name for source in sources]
             counts, summaries = _write_store(parts, names, used, output, work, settings, options, overwrite)
@@ -319,7 +321,7 @@ def _die_with(parent: int) -> None:
 def _do_block(block: Block) -> None:
     documents, summary = read_block(block, _worker["options"])
     arrays, counts = encode_documents(documents, _worker["tokenizer"], _worker["max_tokens"], _worker["min_tokens"])
-    notes = {"documents": len(arrays["keys"]), "counts": counts, "source": block.source, "summary": summary.to_dict()}
+    notes = {"documents": len(arrays["keys"]), "counts": counts, "source": block.source, "summary": summary.as_dict()}
     write_part(_worker["folder"] / _part_name(block.number), arrays, notes)
 
 
@@ -543,8 +545,8 @@ class _Packer:
 # ------------------------------------------------------------------------------------------------------------------- finish
 
 
-def _summaries(parts: Sequence[Path], names: Sequence[str]) -> list[ReadSummary]:
-    found = [ReadSummary(name) for name in names]
+def _summaries(parts: Sequence[Path], names: Sequence[str], options: ReadOptions) -> list[ReadSummary]:
+    found = [ReadSummary(name, options.policy) for name in names]
     for part in parts:
         notes = read_notes(part)
         found[notes["source"]].add(ReadSummary.from_dict(notes["summary"]))
@@ -553,19 +555,19 @@ def _summaries(parts: Sequence[Path], names: Sequence[str]) -> list[ReadSummary]
 
 def _write_store(parts: Sequence[Path], names: Sequence[str], tokenizer: Tokenizer, output: Path, work: Path, settings: dict[str, Any],
                  options: ReadOptions, overwrite: bool) -> tuple[dict[str, Any], list[ReadSummary]]:
-    summaries = _summaries(parts, names)
+    summaries = _summaries(parts, names, options)
     for summary in summaries:
-        summary.check(options)
+        summary.close()
     scratch = work / "scratch"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
     with whole_folder(output, overwrite) as folder, progress("writing the store (parts)", len(parts)) as advance:
-        manifest = merge_parts(parts, tokenizer, folder, scratch, settings, [summary.to_dict() for summary in summaries],
+        manifest = merge_parts(parts, tokenizer, folder, scratch, settings, [summary.as_dict() for summary in summaries],
                                settings["max_tokens"] + 2, advance)
     return manifest["counts"], summaries
 
 
-def _preview(parts: Sequence[Path], sources: Sequence[Source]) -> tuple[dict[str, Any], list[ReadSummary]]:
+def _preview(parts: Sequence[Path], sources: Sequence[Source], options: ReadOptions) -> tuple[dict[str, Any], list[ReadSummary]]:
     """Counts of a shard before duplicates of other blocks are known."""
     counts: collections.Counter = collections.Counter({"rows": 0, "tokens": 0, "documents": 0})
     histogram: collections.Counter = collections.Counter()
@@ -578,4 +580,4 @@ def _preview(parts: Sequence[Path], sources: Sequence[Source]) -> tuple[dict[str
         counts.update(notes["counts"])
         counts.update(documents=notes["documents"], rows=len(lengths), tokens=int(lengths.sum()))
         histogram.update({"rows": len(lengths)})
-    return {**counts, "length_histogram": dict(histogram) or {"rows": 0}}, _summaries(parts, [source.name for source in sources])
+    return {**counts, "length_histogram": dict(histogram) or {"rows": 0}}, _summaries(parts, [source.name for source in sources], options)

@@ -235,7 +235,7 @@ def test_mistakes(corpus, tmp_path):
     (tmp_path / "full" / "file").write_text("x")
     a = corpus / "a.jsonl"
     for inputs, output, options, message in (
-        (tmp_path / "nothing.txt", "s", {}, "no such file"), (tmp_path / "empty.txt", "s", {}, "empty|no document"),
+        (tmp_path / "nothing.txt", "s", {}, "no such file"), (tmp_path / "empty.txt", "s", {}, "empty|no usable record"),
         (tmp_path / "short.txt", "s", {"tokenizer_kind": "bpe"}, "no document is left"),
         (a, "full", {}, "already exists"), (a, "s", {"text_field": "body"}, "a.jsonl:1: expected the key 'body'"),
         (a, "s", {"tokenizer_kind": "magic"}, "unknown"), (a, "s", {"min_tokens": 30}, "min_tokens=30"),
