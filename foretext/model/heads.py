@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foretext.model.attention import Layout
-from foretext.model.encoder import Encoder, LayerNorm, Linear
+from foretext.model.encoder import Encoder, EncoderConfig, LayerNorm, Linear, Tokens
 
 CHUNK_LOGITS = 1 << 24  # logits that exist at once: 64 MB in fp32
 
@@ -151,3 +151,42 @@ def pool(hidden: Tensor, layout: Layout, how: Pooling) -> Tensor:
     sums = hidden.new_zeros(len(layout.lengths), hidden.shape[1], dtype=torch.float32)
     sums = sums.index_add(0, layout.sequence, hidden.float())
     return sums / layout.cu_seqlens.diff()[:, None]
+
+
+class SequenceHead(nn.Module):
+    """One vector per sequence to K logits.
+
+    "stock" is the head that transformers' `*ForSequenceClassification` has in this family: BERT out(tanh(dense x)) (its pooler);
+    RoBERTa and MPNet the same with dropout before as well; ELECTRA out(gelu(dense x)); ModernBERT out(LN(gelu(dense x))).
+    "linear" is out(x) alone, as Google's ELECTRA does it.
+
+    Args:
+        outputs: K.
+        pooling: which vector: of the first token, or the mean over all.
+        dropout: on what the matrices read.
+    """
+
+    def __init__(self, config: EncoderConfig, outputs: int, kind: Literal["stock", "linear"] = "stock", pooling: Pooling = "cls",
+                 dropout: float = 0.0):  # fmt: skip
+        super().__init__()
+        stock = kind == "stock"
+        self.pooling, self.dropout, self.family = pooling, dropout, config.family
+        self.dense = Linear(config.width, config.width, bias=not config.prenorm) if stock else None
+        self.norm = LayerNorm(config.width, config.norm_eps, bias=False) if stock and config.prenorm else None
+        self.out = Linear(config.width, outputs)
+
+    def forward(self, encoder: Encoder, tokens: Tokens) -> Tensor:
+        """(B, K) fp32"""
+        if self.pooling == "cls":
+            x = encoder(tokens, rows=tokens.layout.first_rows)  # the last layer computes nothing but these rows
+        else:
+            x = pool(encoder(tokens), tokens.layout, self.pooling).to(encoder.compute_dtype)
+        if self.dense is not None:
+            x = self._drop(x) if self.family in ("roberta", "mpnet", "electra") else x
+            x = self.dense(x)
+            x = F.gelu(x) if self.family in ("electra", "modernbert") else x.tanh()
+            x = x if self.norm is None else self.norm(x)
+        return self.out(self._drop(x)).float()
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout, self.training) if self.dropout else x

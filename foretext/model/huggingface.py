@@ -24,7 +24,7 @@ from foretext.errors import UserError
 from foretext.files import read_json, whole_folder, write_json
 from foretext.model.encoder import Encoder, EncoderConfig
 from foretext.model.folder import locate, read_tensors
-from foretext.model.heads import TokenHead
+from foretext.model.heads import SequenceHead, TokenHead
 
 Table = dict[str, str | tuple[str, ...]]
 """Our module -> theirs (several: concatenated along the first axis). {i} is the layer; .weight and .bias follow by themselves."""
@@ -74,6 +74,13 @@ ROBERTA_HEAD: Table = {"dense": "lm_head.dense", "norm": "lm_head.layer_norm", "
 ELECTRA_HEAD: Table = {"dense": "generator_predictions.dense", "norm": "generator_predictions.LayerNorm", "": "generator_lm_head"}
 MODERNBERT_HEAD: Table = {"dense": "head.dense", "norm": "head.norm", "": "decoder"}
 DISTILBERT_HEAD: Table = {"dense": "vocab_transform", "norm": "vocab_layer_norm", "": "vocab_projector"}
+
+# Sequence heads of *ForSequenceClassification, prefix of the encoder included where the class keeps a part of it there.
+BERT_SEQUENCE: Table = {"dense": "bert.pooler.dense", "out": "classifier"}
+ROBERTA_SEQUENCE: Table = {"dense": "classifier.dense", "out": "classifier.out_proj"}
+MODERNBERT_SEQUENCE: Table = {"dense": "head.dense", "norm": "head.norm", "out": "classifier"}
+SEQUENCE = {"bert": BERT_SEQUENCE, "roberta": ROBERTA_SEQUENCE, "electra": ROBERTA_SEQUENCE, "mpnet": ROBERTA_SEQUENCE,
+            "modernbert": MODERNBERT_SEQUENCE}  # fmt: skip
 
 SIZES = {"vocab_size": "vocab_size", "width": "hidden_size", "layers": "num_hidden_layers", "heads": "num_attention_heads",
          "ffn_width": "intermediate_size", "max_len": "max_position_embeddings"}  # fmt: skip
@@ -170,6 +177,7 @@ class Imported:
     encoder: Encoder
     head: TokenHead | None
     notes: tuple[str, ...]
+    sequence: SequenceHead | None = None  # of a *ForSequenceClassification folder
 
 
 def load_encoder(source: str | Path, **changes) -> Encoder:
@@ -201,6 +209,7 @@ def load(source: str | Path, **changes) -> Imported:
     skip = pad_id + 1 if names.offset else 0
     state = _take(found, encoder, names.modules, problems, {"positions.weight": skip})
     notes, words = [], state.get("words.weight")
+    sequence, sequence_state = _take_sequence_head(found, raw, names, config, problems)
     head_state = _take_head(found, head, names, words, raw.get("tie_word_embeddings", True), problems, notes)
     unknown = []
     for name in sorted(found):
@@ -223,7 +232,9 @@ def load(source: str | Path, **changes) -> Imported:
     encoder.load_state_dict(state, assign=True)
     if head is not None:
         head.load_state_dict(head_state, assign=True)
-    return Imported(encoder, head, tuple(notes))
+    if sequence is not None:
+        sequence.load_state_dict(sequence_state, assign=True)
+    return Imported(encoder, head, tuple(notes), sequence)
 
 
 def _there(path: Path) -> Path:
@@ -314,6 +325,20 @@ def _take_head(found: dict[str, Tensor], head: TokenHead, names: Names, words: T
     return state
 
 
+def _take_sequence_head(found: dict[str, Tensor], raw: dict[str, Any], names: Names, config: EncoderConfig,
+                        problems: list[str]) -> tuple[SequenceHead | None, dict[str, Tensor]]:  # fmt: skip
+    """Move the head of a *ForSequenceClassification folder out of `found`; None where it has none that is known here."""
+    table = {ours: theirs.removeprefix(names.prefix) for ours, theirs in SEQUENCE[names.family].items()}
+    last = f"{table['out']}.weight"
+    stock = (raw.get("architectures") or [""])[0] == f"{names.class_name}ForSequenceClassification"
+    if not stock or last not in found or names.class_name == "DistilBert":  # its head has a relu of its own
+        return None, {}
+    pooling = raw.get("classifier_pooling", "cls") if names.family == "modernbert" else "cls"
+    with torch.device("meta"):
+        head = SequenceHead(config, len(found[last]), "stock", pooling)
+    return head, _take(found, head, table, problems, {})
+
+
 def read_config(raw: dict[str, Any], where: str | Path) -> tuple[Names, EncoderConfig, int]:
     """(names, our configuration, padding id) of a parsed config.json.
 
@@ -391,19 +416,26 @@ def save_encoder(encoder: Encoder, folder: str | Path, ids: Mapping[str, int], h
 
 def write_encoder(encoder: Encoder, folder: Path, ids: Mapping[str, int], head: TokenHead | None = None, *,
                   vocab_size: int | None = None, dtype: torch.dtype = torch.float32, architecture: str | None = None,
-                  tensors: Mapping[str, Tensor] | None = None, settings: Mapping[str, Any] | None = None) -> None:  # fmt: skip
+                  sequence: SequenceHead | None = None, tensors: Mapping[str, Tensor] | None = None,
+                  settings: Mapping[str, Any] | None = None) -> None:  # fmt: skip
     """Write config.json and model.safetensors into an existing folder; see `save_encoder`.
 
     Args:
         vocab_size: rows of the word table to keep (padding of the vocabulary is cut off here); default: all.
         dtype: of the stored tensors.
         architecture: transformers' class, for heads other than `head` ("ElectraForPreTraining").
+        sequence: a stock head for sequences (`AutoModelForSequenceClassification` then loads the folder).
         tensors: that class's head under its own names. settings: more fields of config.json.
     """
     from safetensors.torch import save_file
 
     config, names = encoder.config, NAMES[encoder.config.family]
     vocab_size = vocab_size or config.vocab_size
+    if sequence is not None:
+        tensors = _give(sequence, SEQUENCE[config.family], "")
+        architecture = f"{names.class_name}ForSequenceClassification"
+        pooled = {"classifier_pooling": sequence.pooling} if config.family == "modernbert" else {}
+        settings = {"classifier_dropout": sequence.dropout} | pooled | dict(settings or {})
     if names.family == "mpnet" and ids["pad"] != 1:
         raise UserError(f"transformers fixes MPNet's padding id at 1, this vocabulary has it at {ids['pad']}; re-index the vocabulary")
     headed = head is not None or bool(tensors)

@@ -253,13 +253,7 @@ class Tokenizer:
             token_types: the model has token types (BERT, ELECTRA), so pairs must carry 0 and 1.
         """
         folder = Path(folder)
-        backend = tokenizers.Tokenizer.from_str(self.backend.to_str())
-        single = backend.encode("a").ids
-        pair = backend.encode("a", "a")
-        framed = len(single) > 1 and single[0] == self.cls_id and single[-1] == self.sep_id and pair.ids[0] == self.cls_id
-        if not framed or (token_types and 1 not in pair.type_ids):
-            double = framed and pair.ids.count(self.sep_id) > 2
-            backend.post_processor = _template(backend, self.specials, token_types, double)
+        backend = self._framing(token_types)
         config = {
             # Never a concrete class: transformers 5 would rebuild its normaliser from arguments. Never "TokenizersBackend":
             # transformers 4 does not know it.
@@ -276,6 +270,21 @@ class Tokenizer:
         with whole_file(folder / "tokenizer.json", "w") as file:
             file.write(backend.to_str(pretty=True) + "\n")
         write_json(folder / "tokenizer_config.json", config)
+
+    def separators(self, token_types: bool) -> int:
+        """How many separators stand between the two texts of a pair: one, or two in RoBERTa's and MPNet's habit; see `save`."""
+        return self._framing(token_types).encode("a", "a").ids.count(self.sep_id) - 1
+
+    def _framing(self, token_types: bool) -> tokenizers.Tokenizer:
+        """A copy of the backend that puts special tokens around a text and a pair."""
+        backend = tokenizers.Tokenizer.from_str(self.backend.to_str())
+        single = backend.encode("a").ids
+        pair = backend.encode("a", "a")
+        framed = len(single) > 1 and single[0] == self.cls_id and single[-1] == self.sep_id and pair.ids[0] == self.cls_id
+        if not framed or (token_types and 1 not in pair.type_ids):
+            double = framed and pair.ids.count(self.sep_id) > 2
+            backend.post_processor = _template(backend, self.specials, token_types, double)
+        return backend
 
 
 def _unpickle(text: str, specials: dict[str, str], name: str) -> Tokenizer:
