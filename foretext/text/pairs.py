@@ -18,7 +18,7 @@ from foretext.text.randomness import integers, uniform
 from foretext.text.store import Store
 from foretext.text.tokenizer import Tokenizer
 
-Kind = Literal["crops", "first_sentence", "title"]
+Kind = Literal["first_sentence", "title", "halves"]
 
 SHORTEST = 4  # tokens; a shorter half says nothing
 
@@ -39,14 +39,27 @@ class Pairs:
 NOTHING_KNOWN = torch.empty(0, dtype=torch.int64)
 
 
+@dataclass(frozen=True)
+class Conversations:
+    """B contexts (the newest message) and the responses that followed, in matching order.
+
+    `responses.documents` number the responses' texts: equal texts have equal numbers. `earlier` holds one row per example, the turns before
+    the context joined into one text, most recent first; of length 0 where there are none. None: nothing earlier is read.
+    """
+
+    contexts: Documents
+    responses: Documents
+    earlier: Documents | None = None
+
+
 class PairChoice(BaseModel):
     """For objectives that read pairs: how a store without labels becomes pairs."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["crops", "first_sentence", "title", "sentences", "windows"] | None = Field(
-        None, description="what is paired: two crops of a row; its first sentence and the rest; title and body; two spans of a "
-                          "document, of whole sentences or of equal windows. Default: crops (cocondenser: sentences)")
+    kind: Literal["crops", "first_sentence", "title", "halves", "sentences", "windows"] | None = Field(
+        None, description="what is paired: two crops of a row; its first sentence and the rest; title and body; its first and its second "
+                          "half; two spans of a document, of whole sentences or of equal windows. Default: crops (cocondenser: sentences)")
     shortest: float = Field(0.1, gt=0, le=1, description="of a crop, as a share of the row (Contriever, section 3.1)")
     longest: float = Field(0.5, gt=0, le=1, description="of a crop, as a share of the row")
 
@@ -91,7 +104,7 @@ class CropPairs:
 
 
 class SplitPairs:
-    """The head of a row asks for the rest: first sentence -> rest, or title -> body.
+    """The head of a row asks for the rest: first sentence -> rest, title -> body, or first half -> second half.
 
     Rows without both halves are left out and counted in `left_out`.
     """
@@ -101,6 +114,8 @@ class SplitPairs:
         starts, lengths = np.asarray(store.offsets)[rows], np.diff(store.offsets)[rows]
         if kind == "title":
             heads = np.asarray(store.title_lengths)[rows].astype(np.int64)
+        elif kind == "halves":
+            heads = lengths // 2
         else:
             first = np.asarray(store.sentence_offsets)[rows]
             several = np.diff(store.sentence_offsets)[rows] > 1
