@@ -10,7 +10,7 @@ from foretext.model.encoder import Encoder, EncoderConfig
 from foretext.model.presets import FAMILIES
 from foretext.text.batches import Documents
 from foretext.text.randomness import example_keys
-from foretext.text.tokenizer import WordTable
+from foretext.text.words import WordTable
 
 PAD, UNK, CLS, SEP, MASK = range(5)
 

@@ -3,8 +3,6 @@
 The input is cut into numbered blocks (`corpus.blocks`). Each block becomes one part file in a work folder beside the output, made by
 whichever process is free; the store is then written from the parts in order. So the bytes do not depend on the number of
 processes, a killed run continues with the parts it has, and shards of one corpus are simply disjoint sets of parts.
-
-Legend: a unit is a sentence, or a word of a sentence too long for a row.
 """
 
 import collections
@@ -12,17 +10,10 @@ import contextlib
 import fcntl
 import hashlib
 import json
-import multiprocessing
 import os
-import re
 import shutil
-import signal
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,18 +24,13 @@ from foretext.errors import UserError
 from foretext.files import read_json, refuse_existing, whole_folder, write_json
 from foretext.progress import duration, progress
 from foretext.summary import ReadSummary
-from foretext.text.corpus import BLOCK_BYTES, Block, Document, ReadOptions, Source, blocks, find_sources, read_block
-from foretext.text.duplicates import words_key
-from foretext.text.store import STATISTICS, merge_parts, read_notes, write_part
+from foretext.text.corpus import BLOCK_BYTES, Block, ReadOptions, Source, blocks, find_sources, read_block
+from foretext.text.parts import make_parts, part_name
+from foretext.text.store import STATISTICS, merge_parts, read_notes
 from foretext.text.tokenizer import KINDS, Tokenizer
 
 PART_VERSION = 2  # raise it when the same input would give other parts
-BATCH_CHARACTERS = 100_000  # text handed to the tokenizer at a time: its results take about 100 times the memory of the ids
 SAMPLE_BYTES = 50_000_000  # text that a tokenizer is trained on; more changes few entries and costs seconds per 10 MB
-
-ABBREVIATION = re.compile(r"(?:^|[\s(\[])(?:[A-Z]|Mr|Mrs|Ms|Dr|Prof|St|Jr|Sr|vs|etc|cf|ca|Fig|Eq|Sec|No|Vol|pp?|al|[eE]\.g|[iI]\.e)\.$")
-SENTENCE_END = re.compile(  # one leading set and then conditions on it: the engine skips to candidates five times faster
-    r"""[.!?…。！？\n](?:(?<=[.!?…])[.!?…]*[)\]"'”’»]*(?=\s+[^\sa-z])|(?<=[。！？])[。！？]*[」』”）]*(?=\S)|(?<=\n)\s*\n)""")
 
 
 @dataclass(frozen=True)
@@ -142,7 +128,7 @@ def prepare(inputs: str | Path | Sequence[str | Path], output: str | Path, *, to
             with whole_folder(work / "tokenizer") as folder:
                 given.save(folder, max_len=max_tokens + 2, token_types=given.specials["cls"] == "[CLS]")
         used = Tokenizer.load(work / "tokenizer")
-        parts, continued = _make_parts(cut(), sources, work / "parts", used, options, max_tokens, min_tokens, shard, workers)
+        parts, continued = make_parts(cut(), sources, work / "parts", used, options, max_tokens, min_tokens, shard, workers)
         if shard:
             with whole_folder(output, overwrite) as folder:
                 shutil.copytree(work / "tokenizer", folder / "tokenizer")
@@ -192,7 +178,7 @@ def merge_stores(shards: Sequence[str | Path], output: str | Path, *, overwrite:
     if missing:
         raise UserError(f"shard {', '.join(map(str, missing))} of {about['shard'][1]} is missing: name all shards")
     parts = sorted((part for folder, _ in known.values() for part in (folder / "parts").glob("*.npz")), key=lambda part: part.name)
-    if [part.name for part in parts] != [_part_name(i) for i in range(len(parts))]:
+    if [part.name for part in parts] != [part_name(i) for i in range(len(parts))]:
         raise UserError(f"the shards lack some of their parts (found {len(parts)}); make them again")
     tokenizer = Tokenizer.load(path / "tokenizer")
     settings = about["settings"]
@@ -241,10 +227,6 @@ def _work_folder(output: Path, settings: dict[str, Any]) -> Iterator[Path]:
             (work / "fingerprint").write_text(fingerprint)
         (work / "parts").mkdir(exist_ok=True)
         yield work
-
-
-def _part_name(number: int) -> str:
-    return f"{number:09d}.npz"
 
 
 def _remembered(sources: Sequence[Source], options: ReadOptions, block_bytes: int, workers: int) -> Callable[[], Iterator[Block]]:
@@ -297,249 +279,6 @@ def _volume(block: Block) -> int:
     if block.kind == "documents":
         return sum(len(document.text) for document in block.payload[0])
     return len(block.payload or b"")
-
-
-# -------------------------------------------------------------------------------------------------------------------- parts
-
-_worker: dict[str, Any] = {}  # what each process needs for every block, set once
-
-
-def _start_worker(tokenizer: Tokenizer, options: ReadOptions, max_tokens: int, min_tokens: int, folder: Path, parent: int) -> None:
-    if os.getpid() != parent:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
-        threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
-    _worker.update(tokenizer=tokenizer, options=options, max_tokens=max_tokens, min_tokens=min_tokens, folder=folder)
-
-
-def _die_with(parent: int) -> None:
-    """End this process when its parent is gone: a killed parent cannot tell its workers, and they would wait for ever."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
-
-
-def _do_block(block: Block) -> None:
-    documents, summary = read_block(block, _worker["options"])
-    arrays, counts = encode_documents(documents, _worker["tokenizer"], _worker["max_tokens"], _worker["min_tokens"])
-    notes = {"documents": len(arrays["keys"]), "counts": counts, "source": block.source, "summary": summary.as_dict()}
-    write_part(_worker["folder"] / _part_name(block.number), arrays, notes)
-
-
-def _make_parts(all_blocks: Iterator[Block], sources: Sequence[Source], folder: Path, tokenizer: Tokenizer, options: ReadOptions,
-                max_tokens: int, min_tokens: int, shard: tuple[int, int] | None, workers: int) -> tuple[list[Path], int]:
-    """Make the part files that are missing; returns all of them in order and how many were there already."""
-    parts, continued, at = [], 0, 0
-    total = sum(source.size for source in sources)
-    before: dict[int, int] = collections.defaultdict(int)
-    with _processes(workers, (tokenizer, options, max_tokens, min_tokens, folder, os.getpid())) as (submit, finish), \
-            progress("tokenizing (bytes read)", total or None) as advance:
-        for block in all_blocks:
-            at, before[block.source] = block.done - before[block.source], block.done
-            part = folder / _part_name(block.number)
-            if shard and block.number % shard[1] != shard[0] - 1:
-                continue
-            parts.append(part)
-            if read_notes(part) is not None:
-                continued += 1
-            else:
-                submit(block)
-            advance(at)
-        finish()
-    return parts, continued
-
-
-@contextlib.contextmanager
-def _processes(workers: int, setup: tuple) -> Iterator[tuple[Callable[[Block], None], Callable[[], None]]]:
-    """Give `submit(block)`, which waits while enough blocks are under way, and `finish()`, which waits for all.
-
-    One process per core with the tokenizer's own threads off: reading, cutting and packing are Python and would hold the cores up
-    between calls of one threaded tokenizer.
-    """
-    previous = os.environ.get("TOKENIZERS_PARALLELISM")
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    try:
-        if workers == 1:
-            _start_worker(*setup)
-            yield _do_block, lambda: None
-            return
-        method = "fork" if sys.platform == "linux" else "spawn"
-        waiting: collections.deque = collections.deque()
-        with ProcessPoolExecutor(workers, multiprocessing.get_context(method), _start_worker, setup) as pool:
-
-            def wait_for(count: int) -> None:
-                while len(waiting) > count:
-                    waiting.popleft().result()
-
-            def submit(block: Block) -> None:
-                wait_for(2 * workers - 1)
-                waiting.append(pool.submit(_do_block, block))
-
-            try:
-                yield submit, lambda: wait_for(0)
-            except BaseException:
-                pool.shutdown(wait=True, cancel_futures=True)
-                raise
-    except BrokenProcessPool:
-        raise UserError("a worker process was killed, often for want of memory; run the same command again to continue, "
-                        "with fewer workers if it happens again") from None
-    finally:
-        if previous is None:
-            os.environ.pop("TOKENIZERS_PARALLELISM", None)
-        else:
-            os.environ["TOKENIZERS_PARALLELISM"] = previous
-
-
-def split_sentences(text: str, longest: int) -> list[str]:
-    """Cut a text after sentence ends and before blank lines; the pieces joined are the text again.
-
-    White space stays at the start of the next piece, so that pieces tokenize as they would inside the whole text. A piece of more
-    than `longest` characters is cut at its line ends too (lists, tables, verse).
-    """
-    pieces, start = [], 0
-    for match in SENTENCE_END.finditer(text):
-        first, stop = match.span()
-        if text[first] == "\n":
-            stop = first
-            while stop > start and text[stop - 1].isspace():
-                stop -= 1
-        elif text[first] == "." and ABBREVIATION.search(text, max(first - 6, start), first + 1):
-            continue
-        if stop > start:
-            pieces.append(text[start:stop])
-            start = stop
-    if start < len(text):
-        pieces.append(text[start:])
-    if any(len(piece) > longest for piece in pieces):
-        pieces = [part for piece in pieces for part in (re.split(r"(?=\n)", piece) if len(piece) > longest else [piece]) if part]
-    return pieces
-
-
-def encode_documents(documents: Sequence[Document], tokenizer: Tokenizer, max_tokens: int,
-                     min_tokens: int) -> tuple[dict[str, np.ndarray], dict[str, int]]:
-    """Documents -> the arrays of one part (`store.merge_parts`) and counts of what was left out.
-
-    No token is lost but those of a document's last row when it is shorter than `min_tokens`; these are counted.
-    """
-    counts = {"duplicates": 0, "too_short": 0}
-    seen: set[bytes] = set()
-    unique = []
-    for document in documents:
-        words = f"{document.title} {document.text}".split()
-        key = words_key(words)
-        if key in seen:
-            counts["duplicates"] += 1
-        else:
-            seen.add(key)
-            unique.append((document, key, len(words)))
-    packer = _Packer(tokenizer, max_tokens, min_tokens)
-    batch, volume = [], 0
-    for entry in unique:
-        batch.append(entry)
-        volume += len(entry[0].text)
-        if volume >= BATCH_CHARACTERS:
-            packer.add(batch)
-            batch, volume = [], 0
-    packer.add(batch)
-    counts["too_short"] = packer.too_short
-    return packer.arrays(), counts
-
-
-class _Packer:
-    """Collects the rows of one block."""
-
-    def __init__(self, tokenizer: Tokenizer, max_tokens: int, min_tokens: int):
-        self.tokenizer, self.max, self.min = tokenizer, max_tokens, min_tokens
-        self.dtype = np.uint16 if tokenizer.size <= 2**16 else np.uint32
-        self.tokens: list[np.ndarray] = []
-        self.row_lengths: list[int] = []
-        self.title_lengths: list[int] = []
-        self.sentence_counts: list[int] = []
-        self.sentence_starts: list[int] = []
-        self.document_rows: list[int] = []
-        self.keys: list[bytes] = []
-        self.ids: list[bytes] = []
-        self.statistics: list[list[int]] = []
-        self.too_short = 0
-
-    def add(self, batch: Sequence[tuple[Document, bytes, int]]) -> None:
-        """Tokenize and pack some documents."""
-        texts, titled = [], []
-        for document, _, _ in batch:
-            title, text = document.title.strip(), document.text.replace("\r\n", "\n").strip()
-            texts.append(([title] if title else []) + split_sentences(text, 4 * self.max))
-            titled.append(bool(title))
-        ids, lengths = self.tokenizer.encode_pieces(texts)
-        first_piece = first_token = 0
-        for (document, key, words), pieces, has_title in zip(batch, texts, titled):
-            units = lengths[first_piece:first_piece + len(pieces)]
-            taken = int(units.sum())
-            self._pack(document, key, words, ids[first_token:first_token + taken], units.tolist(), has_title)
-            first_piece, first_token = first_piece + len(pieces), first_token + taken
-
-    def _pack(self, document: Document, key: bytes, words: int, ids: np.ndarray, lengths: list[int], titled: bool) -> None:
-        rows: list[tuple[int, list[int]]] = []  # (length, starts of sentences) of each row of this document
-        length, starts = 0, []
-        long_sentences = long_words = at = 0
-        title = lengths[0] if titled else 0
-        long_title = title > self.max // 2
-        least = self.min if long_title else self.min + title  # a title never stays alone in its row
-        for count in lengths:
-            if count == 0:
-                continue
-            if length + count > self.max and least <= length and count <= self.max:
-                rows.append((length, starts))
-                length, starts, least = 0, [], self.min
-            if length + count <= self.max:
-                starts.append(length)
-                length += count
-            else:  # longer than a row, or the row before it would be too short to keep: continue word by word
-                long_sentences += 1
-                begun = False
-                begins = np.append(np.flatnonzero(self.tokenizer.words.starts(ids[at:at + count])), count)
-                for word in np.diff(begins).tolist():
-                    if length == self.max or (length + word > self.max and least <= length and word <= self.max):
-                        rows.append((length, starts))
-                        length, starts, least, begun = 0, [0], self.min, True
-                    if not begun:
-                        starts.append(length)
-                        begun = True
-                    long_words += length + word > self.max
-                    while length + word > self.max:
-                        word -= self.max - length
-                        rows.append((self.max, starts))
-                        length, starts, least = 0, [0], self.min
-                    length += word
-            at += count
-        short = length if length < self.min else 0
-        if length and not short:
-            rows.append((length, starts))
-        if not rows:
-            self.too_short += 1
-            return
-        self.tokens.append(ids[:len(ids) - short].astype(self.dtype))
-        self.document_rows.append(len(rows))
-        self.row_lengths += [row for row, _ in rows]
-        self.title_lengths += [0 if long_title else title] + [0] * (len(rows) - 1)
-        self.sentence_counts += [len(row) for _, row in rows]
-        for _, row in rows:
-            self.sentence_starts += row
-        self.keys.append(key)
-        self.ids.append(document.id.encode("utf-8", "surrogatepass"))
-        size = len(document.title.encode("utf-8", "surrogatepass")) + len(document.text.encode("utf-8", "surrogatepass"))
-        self.statistics.append([words, size, long_sentences, long_words, short, int(long_title)])
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """Everything packed so far, as `store.merge_parts` wants it."""
-        n = len(self.keys)
-        return {
-            "tokens": np.concatenate(self.tokens) if n else np.zeros(0, self.dtype),
-            **{name: np.array(getattr(self, name), np.int32) for name in ("row_lengths", "title_lengths", "sentence_counts",
-                                                                          "sentence_starts", "document_rows")},
-            "keys": np.frombuffer(b"".join(self.keys), "<u8").reshape(n, 2),
-            "ids": np.frombuffer(b"".join(self.ids), np.uint8),
-            "id_lengths": np.array([len(name) for name in self.ids], np.int32),
-            "statistics": np.array(self.statistics, np.int64).reshape(n, len(STATISTICS)),
-        }
 
 
 # ------------------------------------------------------------------------------------------------------------------- finish

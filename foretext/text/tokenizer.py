@@ -9,7 +9,6 @@ import itertools
 import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -18,37 +17,12 @@ import tokenizers
 
 from foretext.errors import UserError
 from foretext.files import read_json, whole_file, write_json
+from foretext.text.vocabulary import KINDS, TRAINERS
+from foretext.text.words import WordTable, word_table
 
-BERT_SPECIALS = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
-ROBERTA_SPECIALS = {"cls": "<s>", "pad": "<pad>", "sep": "</s>", "unk": "<unk>", "mask": "<mask>"}
-KINDS = {"wordpiece": BERT_SPECIALS, "bpe": ROBERTA_SPECIALS, "unigram": ROBERTA_SPECIALS}  # in the order of their ids
-BYTE_LEVEL_BLANKS = "ĠĊĉč"  # byte-level images of space, newline, tab, return
-METASPACE = "▁"
 ROUND_TO = 64  # a vocabulary of a multiple of 64 rows keeps the output product on fast kernels
-ALPHABET = 1000  # most frequent characters that get an entry of their own (BERT's own training used 1000)
 MARK = "\ufdd0"  # a character that Unicode reserves for internal use: stands between pieces that are encoded in one go
 UNUSED = re.compile(r"^(\[unused\d+\]|<unused\d+>|madeupword\d+)$")  # entries that other projects reserved and never trained
-
-
-@dataclass(frozen=True)
-class WordTable:
-    """Which tokens hold together as a word, for every id of a vocabulary; each field is a (V,) bool array.
-
-    Token i continues the word of token i-1 if ``joins_left[i] or joins_right[i-1]``, unless one of the two stands alone.
-    """
-
-    joins_left: np.ndarray  # the token continues the word before it (##ing, or a byte-level token without Ġ)
-    joins_right: np.ndarray  # the next token continues this one (@@ vocabularies, or </w> ones where it is missing)
-    stands_alone: np.ndarray  # no letter or digit: starts a word, and so does the token after it
-
-    def starts(self, ids: np.ndarray) -> np.ndarray:
-        """(T,) ids of one text without special tokens -> (T,) bool, True where a word starts; the first is always True."""
-        ids = np.asarray(ids)
-        starts = ~self.joins_left[ids] | self.stands_alone[ids]
-        if len(ids):
-            starts[0] = True
-            starts[1:] = (starts[1:] & ~self.joins_right[ids[:-1]]) | self.stands_alone[ids[1:]] | self.stands_alone[ids[:-1]]
-        return starts
 
 
 class Tokenizer:
@@ -230,7 +204,7 @@ class Tokenizer:
         texts = texts if isinstance(texts, Sequence) else list(texts)
         if not any(text and not text.isspace() for text in texts):
             raise UserError("a tokenizer cannot be trained without text: the input is empty")
-        trainer = {"wordpiece": _train_wordpiece, "bpe": _train_bpe, "unigram": _train_unigram}[kind]
+        trainer = TRAINERS[kind]
         wanted = -(-vocab_size // ROUND_TO) * ROUND_TO
         backend = trainer(texts, wanted, lowercase)
         filled = backend.get_vocab_size()
@@ -291,75 +265,6 @@ def _unpickle(text: str, specials: dict[str, str], name: str) -> Tokenizer:
     return Tokenizer(tokenizers.Tokenizer.from_str(text), specials, name)
 
 
-# ---------------------------------------------------------------------------------------------------- words of a vocabulary
-
-
-def word_table(backend: tokenizers.Tokenizer, tokens: Sequence[str | None], name: str = "tokenizer",
-               split_punct: bool = True) -> WordTable:
-    """Build the word table from the kind of the tokenizer, read from its own description.
-
-    Args:
-        tokens: the vocabulary by id; None where an id has no entry.
-        split_punct: for kinds other than WordPiece, tokens without letter or digit stand alone, as BERT's pre-tokenizer has it.
-
-    Raises:
-        UserError: the kind is none of WordPiece, byte level, Metaspace, `@@`, `</w>` or whole words.
-    """
-    description = json.loads(backend.to_str())
-    model = description["model"]
-    parts = {part.get("type") for key in ("pre_tokenizer", "decoder", "normalizer") for part in _flatten(description.get(key))}
-    names = [token or "" for token in tokens]
-    prefix, suffix = model.get("continuing_subword_prefix"), model.get("end_of_word_suffix")
-
-    def table(left, right=lambda token: False, bare=lambda token: token, alone=split_punct) -> WordTable:
-        rules = (left, right, lambda token: alone and not _has_letter(bare(token)))
-        return WordTable(*(np.fromiter(map(rule, names), bool, len(names)) for rule in rules))
-
-    if model["type"] == "WordPiece" or (model["type"] == "BPE" and prefix):
-        return table(lambda token: token.startswith(prefix), alone=False)
-    if model["type"] == "WordLevel":
-        return table(lambda token: False, alone=False)
-    if "ByteLevel" in parts:
-        letters = _byte_letters()
-        return table(lambda token: not token.startswith(tuple(BYTE_LEVEL_BLANKS)), bare=lambda token: _from_bytes(token, letters))
-    if suffix:
-        return table(lambda token: False, lambda token: not token.endswith(suffix), lambda token: token.removesuffix(suffix))
-    if "Metaspace" in parts or (model["type"] in ("BPE", "Unigram") and any(token.startswith(METASPACE) for token in names)):
-        return table(lambda token: not token.startswith(METASPACE), bare=lambda token: token.lstrip(METASPACE))
-    if model["type"] == "BPE" and any(token.endswith("@@") for token in names):
-        return table(lambda token: False, lambda token: token.endswith("@@"), lambda token: token.removesuffix("@@"))
-    raise UserError(f"{name}: cannot tell which tokens continue a word (model {model['type']}, no known word marker); "
-                    "choose a WordPiece, byte-level BPE or SentencePiece tokenizer")
-
-
-def _flatten(part: dict | None) -> list[dict]:
-    if not part:
-        return []
-    inner = part.get("pretokenizers") or part.get("normalizers") or part.get("decoders") or []
-    return [part, *(leaf for sub in inner for leaf in _flatten(sub))]
-
-
-def _has_letter(text: str) -> bool:
-    return any(character.isalnum() for character in text)
-
-
-def _byte_letters() -> dict[str, int]:
-    """GPT-2's map from printable characters to the bytes they stand for."""
-    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    shifted = [byte for byte in range(256) if byte not in plain]
-    return {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(shifted)}
-
-
-def _from_bytes(token: str, letters: dict[str, int]) -> str:
-    try:
-        return bytes(letters[character] for character in token).decode("utf-8")
-    except (KeyError, UnicodeDecodeError):
-        return "a"  # part of a character (or an added token that is not byte level): counts as a letter
-
-
-# ------------------------------------------------------------------------------------------------------------------ loading
-
-
 def _specials(config: dict) -> dict[str, str]:
     """Special tokens by role; cls falls back to bos, sep to eos."""
     named = {}
@@ -391,9 +296,6 @@ def _load_with_transformers(source: str | Path) -> Tokenizer:
     return Tokenizer(tokenizers.Tokenizer.from_str(backend.to_str()), _specials(roles), str(source))
 
 
-# ----------------------------------------------------------------------------------------------------------------- training
-
-
 def _template(backend: tokenizers.Tokenizer, specials: dict[str, str], token_types: bool, double_sep: bool):
     from tokenizers.processors import TemplateProcessing
 
@@ -401,155 +303,3 @@ def _template(backend: tokenizers.Tokenizer, specials: dict[str, str], token_typ
     between = f"{sep}:0 {sep}:0" if double_sep and not token_types else f"{sep}:0"
     return TemplateProcessing(single=f"{cls}:0 $A:0 {sep}:0", pair=f"{cls}:0 $A:0 {between} $B:{second} {sep}:{second}",
                               special_tokens=[(cls, backend.token_to_id(cls)), (sep, backend.token_to_id(sep))])
-
-
-def _train_wordpiece(texts: Sequence[str], vocab_size: int, lowercase: bool) -> tokenizers.Tokenizer:
-    from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
-
-    def fresh(model) -> tokenizers.Tokenizer:
-        backend = tokenizers.Tokenizer(model)
-        backend.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
-        backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        backend.decoder = decoders.WordPiece()
-        return backend
-
-    backend = fresh(models.WordPiece(unk_token=BERT_SPECIALS["unk"]))
-    alphabet = _alphabet(texts, backend.normalizer)
-    # The library numbers "##x" in the order of a randomly seeded hash map, which changes ids and merges from run to run.
-    # Handing it the whole alphabet with its continuations as leading entries fixes the order.
-    first = [*BERT_SPECIALS.values(), *alphabet, *(f"##{letter}" for letter in alphabet if not _isolated(letter))]
-    _room_for(first, vocab_size)
-    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=first, initial_alphabet=alphabet,
-                                        limit_alphabet=len(alphabet), min_frequency=2, show_progress=False)
-    backend.train_from_iterator(texts, trainer)
-    vocabulary = backend.get_vocab(with_added_tokens=True)
-    return fresh(models.WordPiece(vocabulary, unk_token=BERT_SPECIALS["unk"], max_input_chars_per_word=100))
-
-
-def _isolated(letter: str) -> bool:
-    """BERT's pre-tokenizer makes this character a word of its own, so it never continues one."""
-    import unicodedata
-
-    return (letter.isascii() and not letter.isalnum()) or unicodedata.category(letter).startswith("P") or 0x4E00 <= ord(letter) <= 0x9FFF
-
-
-def _alphabet(texts: Iterable[str], normalizer) -> list[str]:
-    """The most frequent characters of the normalised texts; BERT's normaliser works character by character, and so does this."""
-    from collections import Counter
-
-    raw: Counter[str] = Counter()
-    for text in texts:
-        raw.update(text)
-    counts: Counter[str] = Counter()
-    for letter, count in raw.items():
-        for normalised in normalizer.normalize_str(letter):
-            counts[normalised] += count
-    ordered = sorted((letter for letter in counts if not letter.isspace()), key=lambda letter: (-counts[letter], letter))
-    return sorted(ordered[:ALPHABET])
-
-
-def _room_for(first: Sequence[str], vocab_size: int) -> None:
-    if len(first) > vocab_size:
-        raise UserError(f"a vocabulary of {vocab_size:,} has no room for the {len(first):,} special tokens and single characters "
-                        "of this text: raise the vocabulary size")
-
-
-def _train_bpe(texts: Sequence[str], vocab_size: int, lowercase: bool) -> tokenizers.Tokenizer:
-    from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
-
-    backend = tokenizers.Tokenizer(models.BPE())
-    if lowercase:
-        backend.normalizer = normalizers.Lowercase()
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    specials = list(ROBERTA_SPECIALS.values())
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    _room_for([*specials, *alphabet], vocab_size)
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=specials, initial_alphabet=alphabet, min_frequency=2,
-                                  show_progress=False)
-    backend.train_from_iterator(texts, trainer)
-    return backend
-
-
-def _train_unigram(texts: Sequence[str], vocab_size: int, lowercase: bool) -> tokenizers.Tokenizer:
-    from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
-
-    blanks = normalizers.Replace(Regex(r"\s+"), " ")
-    normalizer = normalizers.Sequence([normalizers.NFKC(), *([normalizers.Lowercase()] if lowercase else []), blanks])
-    specials = list(ROBERTA_SPECIALS.values())
-    pieces = unigram_pieces((normalizer.normalize_str(text) for text in texts), vocab_size - len(specials))
-    # Specials get a score no path would choose: they come from the template, never from text.
-    vocabulary = [(token, -1000.0) for token in specials] + pieces
-    backend = tokenizers.Tokenizer(models.Unigram(vocabulary, unk_id=specials.index(ROBERTA_SPECIALS["unk"])))
-    backend.normalizer = normalizer
-    backend.pre_tokenizer = pre_tokenizers.Metaspace()
-    backend.decoder = decoders.Metaspace()
-    return backend
-
-
-def unigram_pieces(texts: Iterable[str], size: int, max_piece: int = 12, shrink: float = 0.75) -> list[tuple[str, float]]:
-    """Pieces of a Unigram vocabulary and their log probabilities, best first, by hard EM over the distinct words.
-
-    The library's own trainer sums floats in the order of a randomly seeded hash map, so two runs differ. Here counts are
-    integers and every tie is broken by the piece itself. Method: Kudo 2018 (arXiv 1804.10959), section 3.2, with the best
-    segmentation in place of the expectation and with the loss of a piece measured against its best split in two.
-
-    Args:
-        texts: normalised texts, words separated by blanks.
-        size: how many pieces to keep; fewer if the text has fewer.
-    """
-    from collections import Counter
-
-    from tokenizers import models
-
-    counts: Counter[str] = Counter()
-    for text in texts:
-        counts.update(METASPACE + word for word in text.split(" ") if word)
-    words = sorted(counts, key=lambda word: (-counts[word], word))[:200_000]
-    seeds: Counter[str] = Counter()
-    for word in words:
-        weight = counts[word]
-        for start in range(len(word)):
-            for stop in range(start + 1, min(start + max_piece, len(word)) + 1):
-                seeds[word[start:stop]] += weight
-    letters = sorted((piece for piece in seeds if len(piece) == 1), key=lambda piece: (-seeds[piece], piece))[:ALPHABET]
-    _room_for(letters, size)
-    longer: list[str] = [piece for piece in seeds if len(piece) > 1 and seeds[piece] > 1]
-    longer.sort(key=lambda piece: (-seeds[piece] * len(piece), piece))
-    frequency = {piece: seeds[piece] for piece in letters + longer[: max(8 * size, 20_000)]}
-    seeds.clear()
-
-    def scored() -> dict[str, float]:
-        total = float(np.log(sum(frequency.values())))
-        return {piece: float(np.log(count)) - total for piece, count in frequency.items()}
-
-    def count_best_segmentations(drop_unused: bool) -> None:
-        scores = scored()
-        backend = tokenizers.Tokenizer(models.Unigram([("<unk>", -1000.0), *scores.items()], unk_id=0))
-        encode = getattr(backend, "encode_batch_fast", backend.encode_batch)
-        found = [encoding.ids for encoding in encode(words, add_special_tokens=False)]
-        lengths = np.fromiter(map(len, found), np.int64, len(found))
-        flat = np.fromiter(itertools.chain.from_iterable(found), np.int64, int(lengths.sum()))
-        used = np.bincount(flat, weights=np.repeat(weights, lengths), minlength=len(scores) + 1)  # exact: integers below 2**53
-        for piece, count in zip(scores, used[1:].tolist()):
-            if count or len(piece) == 1 or not drop_unused:
-                frequency[piece] = max(int(count), 1)
-            else:
-                del frequency[piece]
-
-    weights = np.fromiter((counts[word] for word in words), np.float64, len(words))
-    while len(frequency) > size:
-        count_best_segmentations(drop_unused=len(frequency) * shrink > size)
-        scores = scored()
-        worst = min(scores.values()) - 10.0  # the library's own penalty for an unknown character
-
-        def loss(piece: str, scores=scores, worst=worst) -> float:
-            split = max(scores.get(piece[:i], worst) + scores.get(piece[i:], worst) for i in range(1, len(piece)))
-            return frequency[piece] * (scores[piece] - split)
-
-        room = max(size, int(len(frequency) * shrink)) - len(letters)
-        candidates = sorted((piece for piece in frequency if len(piece) > 1), key=lambda piece: (-loss(piece), piece))
-        for piece in candidates[room:]:
-            del frequency[piece]
-    count_best_segmentations(drop_unused=False)
-    return sorted(scored().items(), key=lambda item: (-item[1], item[0]))

@@ -12,8 +12,8 @@ from foretext.objectives.base import Batch, Objective
 from foretext.objectives.show import Shown
 from foretext.text.batches import Source
 from foretext.text.pairs import Texts
-from foretext.text.prepare import split_sentences
 from foretext.text.randomness import example_keys, permutation
+from foretext.text.sentences import split_sentences
 from foretext.text.store import Store
 from foretext.text.tokenizer import Tokenizer
 from foretext.verbs import pretrain as pretraining

@@ -15,7 +15,9 @@ import pytest
 
 from foretext.errors import UserError
 from foretext.text.corpus import Document
-from foretext.text.prepare import encode_documents, merge_stores, prepare, split_sentences
+from foretext.text.packing import encode_documents
+from foretext.text.prepare import merge_stores, prepare
+from foretext.text.sentences import split_sentences
 from foretext.text.store import Store
 from foretext.text.tokenizer import Tokenizer
 
@@ -89,9 +91,9 @@ def test_shards_that_do_not_fit(corpus, tmp_path):
 
 def test_killed_run_continues(corpus, whole, tmp_path):
     """SIGKILL after some parts; the next run takes them over and writes the same bytes."""
-    script = ("import sys, time; from foretext.text import prepare as p; write = p.write_part\n"
+    script = ("import sys, time; from foretext.text import parts as p; from foretext.text.prepare import prepare; write = p.write_part\n"
               "def slowly(*a): write(*a); time.sleep(0.2)\n"
-              f"p.write_part = slowly; p.prepare(sys.argv[1], sys.argv[2], workers=2, **{SMALL!r})")
+              f"p.write_part = slowly; prepare(sys.argv[1], sys.argv[2], workers=2, **{SMALL!r})")
     process = subprocess.Popen([sys.executable, "-c", script, str(corpus), str(tmp_path / "store")], start_new_session=True)
     parts = tmp_path / ".store.work" / "parts"
     deadline = time.monotonic() + 60

@@ -10,7 +10,9 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from foretext.errors import UserError
-from foretext.text.tokenizer import KINDS, Tokenizer, WordTable, word_table
+from foretext.text.tokenizer import Tokenizer
+from foretext.text.vocabulary import KINDS
+from foretext.text.words import WordTable, word_table
 
 TEXTS = ["The quick brown fox jumps over the lazy dog. Café naïve Straße 北京大学 tokens!",
          "hello world again, HELLO World; untranslatable"] * 40
@@ -106,7 +108,7 @@ def test_pickle(trained):
 
 def test_pieces_tokenize_as_inside_the_whole(trained):
     """`prepare` encodes sentences one by one; cut before white space, they give the ids of the whole text."""
-    from foretext.text.prepare import split_sentences
+    from foretext.text.sentences import split_sentences
 
     text = 'The fox jumps. Hello world! "Over the dog?" He said (again). 北京大学。大学 tokens\n\nNew paragraph.  Two blanks.\nA line.'
     pieces = split_sentences(text, 10_000)
