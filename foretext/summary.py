@@ -43,6 +43,13 @@ REASONS = {
     "rank_order": "rank that disagrees with the order of the scores; the scores were used",
     "empty_doc": "document without text",
     "empty_query": "query without text",
+    "empty_context": "response to a message without text",
+    "empty_response": "response without text",
+    "empty_turn": "earlier turn without text; left out",
+    "single_turn": "dialogue of fewer than two turns",
+    "context_gap": "earlier turns numbered with gaps; taken in the order of their numbers",
+    "no_thread": "record without thread_id; it counts as a conversation of its own",
+    "tab_count": "line with another number of tabs than one",
     "null_text": "null text; treated as empty",
     "text_type": "title or text that is not a string",
     "non_utf8": "bytes that are not UTF-8",
@@ -54,6 +61,7 @@ REASONS = {
     "empty_list": "id with an empty list",
     "negative_is_positive": "negative that is also a positive; removed from the negatives",
     "duplicate_negative": "negative listed twice; removed",
+    "no_positive": "training group without a positive passage",
     "doc_missing": "id of a document that is not in the corpus",
     "score_value": "score that is not a plain number",
     "score_count": "score list of another length than its texts",
@@ -67,7 +75,8 @@ REASONS = {
     "syntax_error": "source file that does not parse",
     "repeated_name": "name that was documented before; the first is kept",
 }
-LEFT_OUT_ANYWAY = {"blank_line", "empty_doc"}  # nothing is lost with them, so they are outside `max_skip_share`
+LEFT_OUT_ANYWAY = {  # nothing is lost with them, so they are outside `max_skip_share`
+    "blank_line", "empty_doc", "empty_context", "empty_response", "single_turn", "tab_count"}
 
 
 @dataclass(frozen=True)
