@@ -123,6 +123,14 @@ class Layout:
         total = sum(self.lengths)  # known on the host, so the device need not be asked
         return torch.repeat_interleave(torch.arange(len(self.lengths), device=counts.device), counts, output_size=total)
 
+    def sums(self, x: Tensor) -> Tensor:
+        """(T, D) -> (B, D), summed over each sequence's tokens."""
+        return x.new_zeros(len(self.lengths), x.shape[1]).index_add(0, self.sequence, x)
+
+    def largest(self, x: Tensor) -> Tensor:
+        """(T, D) -> (B, D), the largest over each sequence's tokens."""
+        return x.new_full((len(self.lengths), x.shape[1]), float("-inf")).index_reduce(0, self.sequence, x, "amax")
+
     @property
     def positions(self) -> Tensor:
         """(T,) 0, 1, 2, ... within each sequence."""
@@ -178,18 +186,18 @@ def attend(
     """softmax(q k^T / sqrt(d) + bias) v, each sequence of queries over its own sequence of keys.
 
     Args:
-        q: (Tq, H, d). k, v: (Tk, H, d).
+        q: (Tq, H, d). k: (Tk, H, d). v: (Tk, H, e), usually as wide as k.
         layout: of the queries. kv_layout: of the keys, with the same buckets; default: the queries' own.
         bias: from `make_bias`; None is the fast path.
         window: a query sees keys at most this far from its own column; only without `bias`, and for equal lengths.
         dropout: probability of dropping an attention weight.
     Returns:
-        (Tq, H * d)
+        (Tq, H * e)
     """
     kv_layout = kv_layout or layout
     # With queries and keys of different lengths the flash kernel would count columns from the end; put the window into the bias.
     assert window is None or kv_layout.lengths == layout.lengths, "a window needs queries and keys in the same places"
-    if bias is None and q.is_cuda and q.dtype in (torch.bfloat16, torch.float16) and not dropout:
+    if bias is None and q.is_cuda and q.dtype in (torch.bfloat16, torch.float16) and not dropout and v.shape[-1] == q.shape[-1]:
         from torch.nn.attention.varlen import varlen_attn  # flash attention over cu_seqlens: no padding at all
 
         sides = (-1, -1) if window is None else (window, window)

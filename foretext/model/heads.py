@@ -148,9 +148,7 @@ def pool(hidden: Tensor, layout: Layout, how: Pooling) -> Tensor:
     """One vector per sequence: (T, D) -> (B, D), by its first token or by the mean over its tokens."""
     if how == "cls":
         return hidden.index_select(0, layout.first_rows)
-    sums = hidden.new_zeros(len(layout.lengths), hidden.shape[1], dtype=torch.float32)
-    sums = sums.index_add(0, layout.sequence, hidden.float())
-    return sums / layout.cu_seqlens.diff()[:, None]
+    return layout.sums(hidden.float()) / layout.cu_seqlens.diff()[:, None]
 
 
 class SequenceHead(nn.Module):
