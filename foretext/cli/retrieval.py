@@ -6,6 +6,7 @@ from typing import Annotated, Optional
 import typer
 
 from foretext.cli.app import Output, Overwrite, Shard, app, parse_shard, show
+from foretext.errors import UserError
 
 
 @app.command()
@@ -45,15 +46,31 @@ def search(
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Argument(help="run folder, model folder, hub id, or the word bm25")],
-    data: Annotated[str, typer.Argument(help="BEIR folder: corpus.jsonl, queries.jsonl, qrels/")],
+    arguments: Annotated[list[str], typer.Argument(metavar="[MODEL] DATA...", help="run folder, model folder, hub id, or bm25 (nothing with"
+                         " --run); then BEIR folders: corpus.jsonl, queries.jsonl, qrels/")],
+    task: Annotated[str, typer.Option(help="retrieval, or sts: sentence pairs with people's scores (csv, tsv, jsonl)")] = "retrieval",
     split: Annotated[str, typer.Option(help="judgements: test, dev, ...")] = "test",
     output: Annotated[Optional[str], typer.Option("--output", "-o", help="folder for scores.json, per-query.tsv and run.trec")] = None,
+    run: Annotated[list[str], typer.Option(help="score this run file (TREC, 3 or 4 columns) instead of a model; several are compared with"
+                                                " the first; DATA may then be a qrels file")] = [],
     same_id: Annotated[Optional[str], typer.Option(help="a document with the query's own id: drop or keep")] = None,
     fuse_bm25: Annotated[bool, typer.Option("--hybrid", help="also show the ranking fused with BM25")] = False,
+    rerank: Annotated[Optional[str], typer.Option(metavar="CROSS_ENCODER", help="also show the first documents ranked again")] = None,
+    k: Annotated[int, typer.Option("-k", help="documents ranked again")] = 100,
+    precision: Annotated[str, typer.Option(help="of the documents' vectors: float32, int8 or binary")] = "float32",
+    rescore: Annotated[int, typer.Option(help="int8, binary: candidates per document looked at with the float query; 0: none")] = 4,
+    dimensions: Annotated[Optional[int], typer.Option(help="use only the first so many of each vector (Matryoshka models)")] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Score a retriever on a BEIR folder: nDCG, MRR, recall, MAP, with intervals."""
-    from foretext.verbs.evaluate import evaluate as run
+    """Score retrievers on BEIR folders (nDCG, MRR, recall, MAP, with intervals), finished runs, or a model on sentence similarity."""
+    from foretext.verbs import evaluate as verb
 
-    show(run(model, data, split, output, same_id, fuse_bm25, overwrite))
+    if run:
+        show(verb.evaluate_runs(run, arguments, split, same_id, output, overwrite))
+    elif task == "sts":
+        show(verb.evaluate_sts(arguments[0], arguments[1:], output, dimensions, overwrite))
+    elif task == "retrieval":
+        options = verb.Options(split, same_id, fuse_bm25, rerank, k, precision, rescore, dimensions)
+        show(verb.evaluate(arguments[0], arguments[1:], options, output, overwrite))
+    else:
+        raise UserError(f"--task {task}: there are retrieval and sts")

@@ -14,6 +14,7 @@ from foretext.progress import console, duration
 from foretext.retrieval.bm25 import BM25
 from foretext.retrieval.collection import Collection, Split, judged_split
 from foretext.retrieval.metrics import MEASURES, SAMPLES, Scores, interval, measure_name, paired_difference, score
+from foretext.retrieval.quantize import RESCORE, Precision, checked_precision, quantize, search_codes
 from foretext.retrieval.runs import Run, as_run, ranking, write_run
 from foretext.retrieval.search import Vectors, search
 from foretext.summary import Policy, ReadSummary
@@ -87,6 +88,7 @@ class Evaluation:
 def evaluate(retriever: "Encoder | BM25 | Run", collection: Collection, split: str = "test", *,
              measures: Sequence[str] = MEASURES, depth: int = DEPTH, same_id: str | None = None,
              drop_missing_docs: bool = False, vectors: Vectors | np.ndarray | Sequence[np.ndarray] | None = None,
+             precision: Precision = "float32", rescore: int = RESCORE, dimensions: int | None = None,
              device: str = "cpu", name: str | None = None, show_progress: bool = False) -> Evaluation:
     """Rank the corpus for every judged query and score the ranking.
 
@@ -97,6 +99,8 @@ def evaluate(retriever: "Encoder | BM25 | Run", collection: Collection, split: s
             default; right where queries are documents themselves) or "keep" it.
         drop_missing_docs: forget judgements of documents that are not in the corpus.
         vectors: the corpus's vectors if there are any already, in its order; else the encoder makes them.
+        precision, rescore: search with the documents' vectors in a byte or a bit per dimension (`quantize.py`).
+        dimensions: only the first so many of each vector are used, as Matryoshka models are trained to bear.
         device: where the products of the search run.
         name: how tables call the retriever.
 
@@ -119,7 +123,8 @@ def evaluate(retriever: "Encoder | BM25 | Run", collection: Collection, split: s
     if isinstance(retriever, dict):
         run = _checked_run(retriever, asked, notes)
     else:
-        run = _search(retriever, collection, asked, depth + drop, vectors, device, notes, show_progress)
+        small = _Small(checked_precision(precision), rescore, dimensions)
+        run = _search(retriever, collection, asked, depth + drop, vectors, small, device, notes, show_progress)
     run = _cut(run, asked, depth, drop, notes)
 
     query_ids = _with_relevant(asked, collection.policy, notes)
@@ -130,11 +135,22 @@ def evaluate(retriever: "Encoder | BM25 | Run", collection: Collection, split: s
         score(asked.judgements, run, measures, query_ids), run,
         {"measures": measures, "depth": depth, "same_id": "drop" if drop else "keep",
          "drop_missing_docs": drop_missing_docs, "skip": sorted(collection.policy.skip),
-         "strip_ids": collection.strip_ids, **(retriever.options if isinstance(retriever, BM25) else {})},
+         "strip_ids": collection.strip_ids, **(retriever.options if isinstance(retriever, BM25) else {}),
+         **({"precision": precision, "rescore": rescore} if precision != "float32" else {}),
+         **({"dimensions": dimensions} if dimensions else {})},
         notes, time.monotonic() - began)
 
 
-def _search(retriever: "Encoder | BM25", collection: Collection, asked: Split, k: int, vectors, device: str,
+@dataclass(frozen=True)
+class _Small:
+    """How the vectors are made smaller before the search."""
+
+    precision: Precision
+    rescore: int
+    dimensions: int | None
+
+
+def _search(retriever: "Encoder | BM25", collection: Collection, asked: Split, k: int, vectors, small: _Small, device: str,
             notes: ReadSummary, show_progress: bool) -> Run:
     """The run of the whole corpus, k documents per query."""
     document_ids, size = collection.document_ids, len(collection.documents)
@@ -159,8 +175,15 @@ def _search(retriever: "Encoder | BM25", collection: Collection, asked: Split, k
         raise UserError(f"there are {sum(map(len, shards)):,} vectors for the {size:,} documents of {collection.name}")
     queries = retriever.encode(asked.query_texts, kind="query")
     _note_cut(retriever, "queries", notes)
-    found = search(queries, shards, k, getattr(retriever, "similarity", "cosine"), device=device,
-                   show_progress=show_progress)
+    similarity = getattr(retriever, "similarity", "cosine")
+    if small.dimensions:
+        if not 1 <= small.dimensions <= queries.shape[1]:
+            raise UserError(f"dimensions {small.dimensions}: the vectors have {queries.shape[1]}; choose 1 to {queries.shape[1]}")
+        queries, shards = queries[:, :small.dimensions], [shard[:, :small.dimensions] for shard in shards]
+    if small.precision == "float32":
+        found = search(queries, shards, k, similarity, device=device, show_progress=show_progress)
+    else:
+        found = search_codes(queries, quantize(shards, small.precision, similarity), k, small.rescore, show_progress)
     return as_run(asked.query_ids, document_ids, *found)
 
 
@@ -243,11 +266,39 @@ def table(evaluations: Sequence[Evaluation], against: int | None = None, measure
                 continue
             d = paired_difference(e.scores, base.scores, measure)
             row.append(f"{d.mean:+.3f} [{d.low:+.3f}, {d.high:+.3f}]{' *' if d.excludes_zero() else ''}")
-    widths = [max(map(len, column)) for column in zip(head, *rows)]
-    lines = [[cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))]
-             for row in (head, *rows)]
-    out = ["  ".join(line).rstrip() for line in lines]
-    out.insert(1, "-" * max(map(len, out)))
+    out = _columns([head, *rows])
     if against is not None:
         out.append("* the interval (paired bootstrap over queries) excludes 0")
     return out
+
+
+def averages(evaluations: Sequence[Evaluation]) -> list[str]:
+    """Lines with one retriever's scores on several collections and their plain average, as BEIR reports it."""
+    rows = [[e.collection, *(f"{value:.4f}" for value in e.means().values())] for e in evaluations]
+    rows.append(["average", *(f"{value:.4f}" for value in mean_scores(evaluations).values())])
+    return _columns([[evaluations[0].name, *evaluations[0].scores.values], *rows])
+
+
+def mean_scores(evaluations: Sequence[Evaluation]) -> dict[str, float]:
+    """The mean over collections of each measure: every collection counts the same, whatever its number of queries."""
+    return {measure: float(np.mean([e.means()[measure] for e in evaluations])) for measure in evaluations[0].scores.values}
+
+
+def compare(ours: Evaluation, theirs: Evaluation) -> list[str]:
+    """Lines with every measure of two rankings of the same queries, and the interval of the difference (ours - theirs)."""
+    rows = [["", theirs.name, ours.name, "difference [95 %]", "better / equal / worse"]]
+    for measure in ours.scores.values:
+        d = paired_difference(ours.scores, theirs.scores, measure)
+        place = {query: i for i, query in enumerate(theirs.scores.query_ids)}
+        gains = ours.scores.values[measure] - theirs.scores.values[measure][[place[query] for query in ours.scores.query_ids]]
+        rows.append([measure, f"{theirs.means()[measure]:.4f}", f"{ours.means()[measure]:.4f}",
+                     f"{d.mean:+.4f} [{d.low:+.4f}, {d.high:+.4f}]{' *' if d.excludes_zero() else '  '}",
+                     f"{(gains > 0).sum()} / {(gains == 0).sum()} / {(gains < 0).sum()} queries"])
+    return [*_columns(rows), "* the interval (paired bootstrap over queries) excludes 0"]
+
+
+def _columns(rows: list[list[str]]) -> list[str]:
+    """Rows under a head, the first column at the left and the others at the right."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    out = ["  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))).rstrip() for row in rows]
+    return [out[0], "-" * max(map(len, out)), *out[1:]]

@@ -107,18 +107,18 @@ def search(queries: np.ndarray, vectors: np.ndarray | Sequence[np.ndarray], k: i
     if not len(queries):
         return np.empty((0, min(k, rows)), np.float32), np.empty((0, min(k, rows)), np.int64)
     keep = min(k + SPARE, rows)
-    asked = torch.from_numpy(_unit(queries) if similarity == "cosine" else queries).to(device)
+    asked = torch.from_numpy(unit(queries) if similarity == "cosine" else queries).to(device)
     states = [(torch.empty(len(part), 0, device=device), torch.empty(len(part), 0, dtype=torch.int64, device=device))
               for part in asked.split(QUERIES_TOGETHER)]
     with _full_precision(), torch.inference_mode(), progress("searching", rows if show_progress else 0) as advance:
-        for start, block in _blocks(shards, block_rows):
-            block = torch.from_numpy(_unit(block) if similarity == "cosine" else block).to(device)
+        for start, block in blocks(shards, block_rows):
+            block = torch.from_numpy(unit(block) if similarity == "cosine" else block).to(device)
             for i, part in enumerate(asked.split(QUERIES_TOGETHER)):
                 states[i] = _merge(*states[i], part @ block.T, start, keep)
             if show_progress:
                 advance(len(block))
         candidates = torch.cat([indices for _, indices in states]).cpu().numpy()
-    return _rescore(queries, shards, candidates, k, similarity)
+    return rescored(queries, shards, candidates, k, similarity)
 
 
 def _merge(best, numbers, scores, start: int, keep: int):
@@ -162,7 +162,7 @@ def _true_places(mask):
     return mask.flatten().nonzero().flatten()
 
 
-def _rescore(queries: np.ndarray, shards: list[np.ndarray], candidates: np.ndarray, k: int,
+def rescored(queries: np.ndarray, shards: list[np.ndarray], candidates: np.ndarray, k: int,
              similarity: str) -> tuple[np.ndarray, np.ndarray]:
     """Products of each query with its candidates (Q, C) in fp64, and the best k of them."""
     k = min(k, candidates.shape[1])
@@ -184,7 +184,7 @@ def _rescore(queries: np.ndarray, shards: list[np.ndarray], candidates: np.ndarr
     return scores, indices
 
 
-def _blocks(shards: list[np.ndarray], block_rows: int) -> Iterator[tuple[int, np.ndarray]]:
+def blocks(shards: list[np.ndarray], block_rows: int) -> Iterator[tuple[int, np.ndarray]]:
     """(number of the first row, float32 (R, D)) over all shards; small shards share a block."""
     start, pending, size = 0, [], 0
     for shard in shards:
@@ -206,7 +206,7 @@ def _float32(parts: list[np.ndarray]) -> np.ndarray:
     return block if block.flags.writeable else block.copy()  # torch warns about read-only memory; a block is small
 
 
-def _unit(rows: np.ndarray) -> np.ndarray:
+def unit(rows: np.ndarray) -> np.ndarray:
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     return np.divide(rows, lengths, out=np.zeros_like(rows), where=lengths > 0)
 

@@ -1,35 +1,201 @@
-"""`foretext evaluate`: a retriever's scores on a BEIR folder."""
+"""`foretext evaluate`: the scores of retrievers, rerankers and finished runs, on one collection or several."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from foretext.files import refuse_existing
+from foretext.errors import UserError
+from foretext.files import refuse_existing, whole_folder, write_json
 from foretext.retrieval.bm25 import BM25
-from foretext.retrieval.collection import read_collection
+from foretext.retrieval.collection import Collection, read_collection
 from foretext.retrieval.embed import TextEncoder
+from foretext.retrieval.evaluate import Evaluation, averages, compare, mean_scores, table
 from foretext.retrieval.evaluate import evaluate as score
-from foretext.retrieval.evaluate import table
+from foretext.retrieval.qrels import read_qrels
+from foretext.retrieval.quantize import RESCORE, Precision, checked_precision
+from foretext.retrieval.rerank import CrossScorer, rerank
+from foretext.retrieval.runs import Run, ranking, read_run
 from foretext.retrieval.search import fuse
+from foretext.retrieval.sts import correlate, read_scored_pairs, write_correlations
 from foretext.verbs.pretrain import model_folder
 
+MEASURE = "nDCG@10"  # the one in whose difference retrievers are compared: BEIR's
 
-def evaluate(model: str, data: str | Path, split: str = "test", output: str | Path | None = None, same_id: str | None = None,
-             hybrid: bool = False, overwrite: bool = False) -> list[str]:
-    """Score a model folder, or BM25 for the word `bm25`; with `hybrid` also BM25 and both fused. Returns lines for a person."""
+
+@dataclass(frozen=True)
+class Options:
+    """How a retriever is evaluated, besides what and on what.
+
+    Attributes:
+        split: of the judgements.
+        same_id: a document with the query's own id: "drop", "keep", or None to ask where it matters.
+        hybrid: also BM25, and both fused.
+        reranker: folder of a cross-encoder that orders the first `k` documents anew.
+        precision, rescore, dimensions: see `retrieval.evaluate.evaluate`.
+    """
+
+    split: str = "test"
+    same_id: str | None = None
+    hybrid: bool = False
+    reranker: str | None = None
+    k: int = 100
+    precision: Precision = "float32"
+    rescore: int = RESCORE
+    dimensions: int | None = None
+
+
+def evaluate(model: str, data: Sequence[str | Path] | str | Path, options: Options = Options(), output: str | Path | None = None,
+             overwrite: bool = False) -> list[str]:
+    """Score a model folder, or BM25 for the word `bm25`, on BEIR folders. Returns lines for a person.
+
+    Writes scores.json, per-query.tsv and run.trec into `output`, of several collections into a folder each, with average.json.
+    """
+    folders = _folders(data, output, overwrite)
+    checked_precision(options.precision)
+    if options.k < 1:
+        raise UserError(f"k = {options.k}: a reranker needs at least one document; the field's usual number is 100")
+    encoder = None if model == "bm25" else TextEncoder.load(model_folder(model))
+    scorer = CrossScorer.load(model_folder(options.reranker)) if options.reranker else None
+    lines, finished = [], []
+    for folder in folders:
+        collection = read_collection(folder, split=options.split)
+        evaluations = _evaluate(Path(model).name or model, encoder, scorer, collection, options)
+        lines += [line for summary in collection.summaries for line in summary.report()]
+        lines += table(evaluations, against=0, measure=MEASURE) if len(evaluations) > 1 else evaluations[0].lines()
+        lines.append("")
+        finished.append(evaluations)
+    if len(finished) > 1:
+        for of_one_retriever in zip(*finished):
+            lines += [*averages(of_one_retriever), ""]
+    if output:
+        lines += _write(Path(output), [evaluations[-1] for evaluations in finished], overwrite)
+    return lines[:-1] if not lines[-1] else lines
+
+
+def _evaluate(name: str, encoder: TextEncoder | None, scorer: CrossScorer | None, collection: Collection,
+              options: Options) -> list[Evaluation]:
+    """First stage (BM25, encoder, both fused), then the reranked: what is asked for, in that order."""
+    rules = {"split": options.split, "same_id": options.same_id}
+    evaluations = []
+    if options.hybrid or encoder is None:
+        evaluations.append(score(BM25(collection.documents), collection, name="BM25", **rules))
+    if encoder is not None:
+        small = {"precision": options.precision, "rescore": options.rescore, "dimensions": options.dimensions}
+        if options.precision != "float32" or options.dimensions:
+            vectors = encoder.encode(collection.documents, "document", show_progress=True)
+            evaluations.append(score(encoder, collection, name=name, vectors=vectors, **rules))
+            evaluations.append(score(encoder, collection, name=_small_name(name, options), vectors=vectors, **small, **rules))
+        else:
+            evaluations.append(score(encoder, collection, name=name, show_progress=True, **rules))
+    if options.hybrid and encoder is not None:
+        evaluations.append(score(fuse([evaluations[0].run, evaluations[-1].run]), collection, name="fused", **rules))
+    if scorer is not None:
+        first = evaluations[-1].run
+        again = rerank(scorer, first, collection.queries, dict(zip(collection.document_ids, collection.documents)), options.k, True)
+        evaluations.append(score(above(again, first), collection, name=f"first {options.k:,} reranked", **rules))
+    return evaluations
+
+
+def above(again: Run, first: Run) -> Run:
+    """The reranked documents, and beneath them those of the first stage that were not looked at, in their old order."""
+    joined: Run = {}
+    for query, ranked in first.items():
+        top = again.get(query, {})
+        lowest = min(top.values(), default=0.0)
+        rest = [document for document in ranking(ranked) if document not in top]
+        joined[query] = top | {document: lowest - place for place, document in enumerate(rest, start=1)}
+    return joined
+
+
+def _small_name(name: str, options: Options) -> str:
+    parts = [f"{options.dimensions} dimensions"] if options.dimensions else []
+    if options.precision != "float32":
+        parts.append(options.precision + (f", rescored {options.rescore}x" if options.rescore else ""))
+    return f"{name}, {', '.join(parts)}"
+
+
+def evaluate_runs(runs: Sequence[str | Path], data: Sequence[str | Path] | str | Path, split: str = "test", same_id: str | None = None,
+                  output: str | Path | None = None, overwrite: bool = False) -> list[str]:
+    """Score run files (TREC, three or four columns) on one BEIR folder or qrels file; several are compared with the first."""
+    folders = _folders(data, output, overwrite)
+    if len(folders) != 1:
+        raise UserError(f"a run belongs to one collection, and {len(folders)} are named; evaluate it on one of them")
+    collection = read_collection(folders[0], split=split) if Path(folders[0]).is_dir() else judged_alone(folders[0], split)
+    lines, evaluations = [], []
+    for path in runs:
+        run, summary = read_run(path)
+        lines += summary.report()
+        evaluations.append(score(run, collection, split, same_id=same_id, name=str(path)))
+    lines = [line for summary in collection.summaries for line in summary.report()] + lines
+    for evaluation in evaluations:
+        lines += evaluation.lines()
+    for other in evaluations[1:]:
+        lines += ["", *compare(other, evaluations[0])]
+    if output:
+        if len(evaluations) == 1:
+            lines += ["", *_write(Path(output), evaluations, overwrite)]
+        else:
+            with whole_folder(output, overwrite) as temporary:
+                for number, evaluation in enumerate(evaluations, start=1):
+                    evaluation.write(temporary / f"{number}-{Path(evaluation.name).name}")
+            lines += ["", f"{output}: a folder per run, each with scores.json, per-query.tsv, run.trec"]
+    return lines
+
+
+def judged_alone(path: str | Path, split: str) -> Collection:
+    """A collection of which only the judgements are there: enough to score a finished run."""
+    qrels = read_qrels(path)
+    documents = dict.fromkeys(document for judged in qrels.grades.values() for document in judged)
+    queries = dict.fromkeys(qrels.grades, "")
+    return Collection(Path(path).name, list(documents), [""] * len(documents), queries, {split: qrels}, [qrels.summary])
+
+
+def evaluate_sts(model: str, data: Sequence[str | Path] | str | Path, output: str | Path | None = None, dimensions: int | None = None,
+                 overwrite: bool = False) -> list[str]:
+    """Correlate a model's similarities with people's scores of sentence pairs (csv, tsv or jsonl)."""
+    files = _folders(data, output, overwrite)
+    encoder = TextEncoder.load(model_folder(model))
+    name, lines, spearmans = Path(model).name or model, [], []
+    for file in files:
+        pairs = read_scored_pairs(file)
+        found = correlate(encoder, pairs, dimensions)
+        spearmans.append(found.spearman)
+        lines += [*pairs.summary.report(), f"{name} on {Path(file).name}: {len(pairs.scores):,} pairs",
+                  f"  Spearman     {found.spearman:.4f}   [{found.low:.4f}, {found.high:.4f}]", f"  Pearson      {found.pearson:.4f}"]
+        if output:
+            folder = Path(output) / _names(files)[len(spearmans) - 1] if len(files) > 1 else Path(output)
+            write_correlations(folder, name, pairs, found, overwrite)
+    if len(files) > 1:
+        lines += ["", f"average Spearman of {len(files)} files: {sum(spearmans) / len(files):.4f}"]
+    return lines + (["", f"{output}: scores.json, per-pair.tsv"] if output else [])
+
+
+def _folders(data: Sequence[str | Path] | str | Path, output: str | Path | None, overwrite: bool) -> list[Path]:
+    """What is evaluated on; says at once when nothing is named, something is missing, or the output is there already."""
+    folders = [Path(data)] if isinstance(data, (str, Path)) else [Path(folder) for folder in data]
+    if not folders:
+        raise UserError("nothing to evaluate on; name a BEIR folder (corpus.jsonl, queries.jsonl, qrels/) after the model")
+    for folder in folders:
+        if not folder.exists():
+            raise UserError(f"{folder}: no such file or folder")
     if output:
         refuse_existing(output, overwrite)
-    collection = read_collection(data, split=split)
-    options = {"split": split, "same_id": same_id}
-    evaluations = []
-    if hybrid or model == "bm25":
-        evaluations.append(score(BM25(collection.documents), collection, name="BM25", **options))
-    if model != "bm25":
-        encoder = TextEncoder.load(model_folder(model))
-        evaluations.append(score(encoder, collection, name=Path(model).name or model, show_progress=True, **options))
-    if hybrid and model != "bm25":
-        evaluations.append(score(fuse([e.run for e in evaluations]), collection, name="fused", **options))
-    lines = [line for summary in collection.summaries for line in summary.report()]
-    lines += table(evaluations, against=0, measure="nDCG@10") if hybrid and model != "bm25" else evaluations[-1].lines()
-    if output:
-        evaluations[-1].write(output, overwrite)
-        lines += ["", f"{output}: scores.json, per-query.tsv, run.trec"]
-    return lines
+    return folders
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """A folder name for each collection, numbered where two are called the same."""
+    names = [folder.resolve().name for folder in folders]
+    return [name if names.count(name) == 1 else f"{number}-{name}" for number, name in enumerate(names, start=1)]
+
+
+def _write(output: Path, evaluations: list[Evaluation], overwrite: bool) -> list[str]:
+    if len(evaluations) == 1:
+        evaluations[0].write(output, overwrite)
+        return [f"{output}: scores.json, per-query.tsv, run.trec"]
+    names = _names([Path(evaluation.collection) for evaluation in evaluations])
+    with whole_folder(output, overwrite) as temporary:
+        for name, evaluation in zip(names, evaluations):
+            evaluation.write(temporary / name)
+        write_json(temporary / "average.json", {"name": evaluations[0].name, "collections": names, "average": mean_scores(evaluations)})
+    return [f"{output}: average.json, and for each collection scores.json, per-query.tsv, run.trec"]
