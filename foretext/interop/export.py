@@ -106,7 +106,7 @@ def verify(model: TextEncoder, folder: Path) -> dict[str, float]:
         expected = _encode(model, probes)
     finally:
         model.dtype = dtype
-    with _quiet():
+    with quiet():
         got = {"foretext": _encode(TextEncoder.load(folder, "cpu", torch.float32), probes),
                "transformers": _with_transformers(model, folder, probes)}  # fmt: skip
         if importlib.util.find_spec("sentence_transformers"):
@@ -147,7 +147,7 @@ def _with_sentence_transformers(folder: Path, probes: list[str]) -> np.ndarray:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without the libraries' progress bars and reports on weights: what they would say is what is checked here."""
     from transformers.utils import logging
 

@@ -152,8 +152,8 @@ class TextEncoder:
         order = np.argsort(-kept, kind="stable")  # longest first: tight buckets, and memory runs out at once or never
         vectors = np.empty((len(kept), self.dimension), np.float32)
         total = int(kept.sum()) + 2 * len(kept)
-        with _inference(self.encoder, self.dtype), progress("embedding tokens", total) if show_progress else nullcontext() as advance:
-            for rows in _batches(order, kept + 2, budget):
+        with inference(self.encoder, self.dtype), progress("embedding tokens", total) if show_progress else nullcontext() as advance:
+            for rows in batches_of(order, kept + 2, budget):
                 tokens = self._frame(ids, starts[rows], kept[rows])
                 vectors[rows] = self.embed(tokens).float().cpu().numpy()
                 if advance:
@@ -188,7 +188,7 @@ class TextEncoder:
 
 
 @contextmanager
-def _inference(encoder: Encoder, dtype: torch.dtype | None) -> Iterator[None]:
+def inference(encoder: Encoder, dtype: torch.dtype | None) -> Iterator[None]:
     """No gradients, no dropout, the chosen dtype; afterwards the encoder is as it was (it may be in the middle of a training)."""
     training, before = encoder.training, encoder.compute_dtype
     encoder.eval()
@@ -201,7 +201,7 @@ def _inference(encoder: Encoder, dtype: torch.dtype | None) -> Iterator[None]:
         encoder.train(training)
 
 
-def _batches(order: np.ndarray, lengths: np.ndarray, budget: int) -> Iterator[np.ndarray]:
+def batches_of(order: np.ndarray, lengths: np.ndarray, budget: int) -> Iterator[np.ndarray]:
     """Cut `order` into runs of at most `budget` tokens (or of one text)."""
     ends = np.cumsum(lengths[order])
     first = 0

@@ -10,17 +10,18 @@ import torch
 from torch import Tensor
 
 from foretext.text.batches import Documents, spans
+from foretext.text.tokenizer import Tokenizer
 
 Cut = Literal["second", "longest"]
 
 
-def joined(first: Documents, second: Documents, cls: int, sep: int, separators: int, max_len: int,
+def joined(first: Documents, second: Documents, tokenizer: Tokenizer, separators: int, max_len: int,
            cut: Cut) -> tuple[Documents, Tensor]:  # fmt: skip
-    """Row by row `cls a sep* b sep`, cut to `max_len` tokens.
+    """Row by row `cls a sep b sep`, cut to `max_len` tokens.
 
     Args:
-        separators: how many stand between the two texts (RoBERTa and MPNet have two).
-        cut: "second": b gives way alone (a must leave it room for nothing or more); "longest": the longer of the two until they
+        separators: how many stand between the two texts, see `Tokenizer.separators`.
+        cut: "second": b gives way alone (and a only where it alone is too long); "longest": the longer of the two until they
             are equal, as tokenizers' `longest_first` does.
     Returns:
         the sequences (keys and numbers are those of `second`), and their token types (T,): 0 up to b, 1 from b on.
@@ -31,8 +32,8 @@ def joined(first: Documents, second: Documents, cls: int, sep: int, separators: 
     first, second = first.part(nothing, a), second.part(nothing, b)
     lengths = a + b + separators + 2
     starts = lengths.cumsum(0) - lengths
-    ids = torch.full((int(lengths.sum()),), sep)
-    ids[starts] = cls
+    ids = torch.full((int(lengths.sum()),), tokenizer.sep_id)
+    ids[starts] = tokenizer.cls_id
     ids[spans(starts + 1, a)] = first.ids
     of_second = starts + 1 + a + separators
     ids[spans(of_second, b)] = second.ids
