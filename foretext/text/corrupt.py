@@ -20,6 +20,7 @@ from foretext.text.tokenizer import Tokenizer
 MAX_WORDS = 1 << 13  # words of one sequence that a sampler can order; also the stride between the masks of one sequence
 NO_WORD = (1 << 31) - 1  # a ticket behind all others
 IN_CACHE = 1 << 20  # words drawn at once on a CPU: more would leave its cache, fewer would cost calls
+WINDOW = 16  # words looked at together after the prefix that fits
 MAX_BUDGET = 512  # tokens that the sampler of whole words takes at most (objectives.md 0.5; BERT's max_predictions_per_seq)
 LONGEST_SPAN, SPAN_P = 10, 0.2  # words, geometric (SpanBERT, arXiv 1907.10529, section 3.1)
 
@@ -112,16 +113,24 @@ def _sample(lengths: Tensor, keys: Tensor, stream: str, budget: Tensor, draws: i
     after = after[:, :, 0]
     left = budget - used.gather(2, (after - 1).clamp(min=0)[:, :, None])[:, :, 0].masked_fill_(after == 0, 0)
 
-    rows = ((left > 0) & (after < (lengths > 0).sum(1)[:, None])).nonzero(as_tuple=True)
-    order, sizes, left, after = order[rows], sizes[rows], left[rows], after[rows]
-    columns = torch.arange(lengths.shape[1], device=lengths.device)
-    while len(left):
-        fits = (sizes <= left[:, None]) & (sizes > 0) & (columns >= after[:, None])
-        found = fits.any(1)
-        first = fits.to(torch.uint8).argmax(1)[found]
-        rows, order, sizes = tuple(index[found] for index in rows), order[found], sizes[found]
-        chosen[(*rows, order.gather(1, first[:, None])[:, 0].long())] = True
-        left, after = left[found] - sizes.gather(1, first[:, None])[:, 0], first + 1
+    # What follows the prefix, a window of words at a time: the next word that fits is rarely far.
+    counts = (lengths > 0).sum(1, dtype=torch.int32)
+    draw = ((left > 0) & (after < counts[:, None])).flatten().nonzero()[:, 0]  # of the B * draws walks that go on
+    order, sizes, chosen_flat = order.flatten(0, 1), sizes.flatten(0, 1), chosen.view(-1, lengths.shape[1])
+    left, after, end = left.flatten()[draw], after.flatten()[draw], counts.repeat_interleave(draws)[draw]
+    window = torch.arange(WINDOW, device=lengths.device)
+    while len(draw):
+        places = (after[:, None] + window).clamp_(max=sizes.shape[1] - 1)
+        near = sizes[draw[:, None], places]
+        fits = (near <= left[:, None]) & (near > 0)
+        found, first = fits.view(torch.uint8).max(1)
+        found = found.bool()
+        taken = places.gather(1, first[:, None])[:, 0]
+        chosen_flat[draw[found], order[draw[found], taken[found]].long()] = True
+        left = left - torch.where(found, near.gather(1, first[:, None])[:, 0], 0)
+        after = torch.where(found, taken + 1, after + WINDOW)
+        on = (left > 0) & (after < end)
+        draw, left, after, end = draw[on], left[on], after[on], end[on]
     return chosen
 
 
