@@ -25,6 +25,8 @@ def prepare(
     strict: Annotated[list[str], typer.Option(help="defect that stops instead of being counted, by its reason name")] = [],
     workers: Annotated[Optional[int], typer.Option(help="processes; default: all cores")] = None,
     shard: Shard = None,
+    dialogues: Annotated[bool, typer.Option("--dialogues", help="the files hold conversations: a row per turn, and which answers "
+                                                                "which, for dual and convert")] = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Read, clean, split and tokenise text into a token store."""
@@ -32,9 +34,11 @@ def prepare(
 
     show(run(inputs, output, tokenizer=tokenizer, tokenizer_kind=tokenizer_kind, vocab_size=vocab_size, lowercase=lowercase,
              max_tokens=max_tokens, text_field=text_field, title_field=title_field, id_field=id_field, layout=layout, skip=skip,
-             strict=strict, workers=workers, shard=parse_shard(shard), overwrite=overwrite).lines())
+             strict=strict, workers=workers, shard=parse_shard(shard), dialogues=dialogues, overwrite=overwrite).lines())
     if shard:
         show(["", f"next, when all shards are there: foretext merge SHARD... -o {output}-all"])
+    elif dialogues:
+        show(["", f"next: foretext pretrain dual -d {output} -o runs/{Path(output).name} --set pairs.kind=turns"])
     else:
         show(["", f"next: foretext pretrain mlm -d {output} -o runs/{Path(output).name}"])
 

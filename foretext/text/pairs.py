@@ -14,12 +14,13 @@ from torch import Tensor
 
 from foretext.errors import UserError
 from foretext.text.batches import SHORTEST_PIECE, Documents, Source, StoreSource, rows_of, spans
-from foretext.text.randomness import integers, uniform
-from foretext.text.store import Store
+from foretext.text.randomness import bits, integers, uniform
+from foretext.text.store import EARLIER, Store
 from foretext.text.tokenizer import Tokenizer
 
 Kind = Literal["first_sentence", "title", "halves"]
 
+ROWS_AT_ONCE = 100_000
 SHORTEST = 4  # tokens; a shorter half says nothing
 
 
@@ -57,9 +58,10 @@ class PairChoice(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["crops", "first_sentence", "title", "halves", "sentences", "windows"] | None = Field(
+    kind: Literal["crops", "first_sentence", "title", "halves", "sentences", "windows", "turns"] | None = Field(
         None, description="what is paired: two crops of a row; its first sentence and the rest; title and body; its first and its second "
-                          "half; two spans of a document, of whole sentences or of equal windows. Default: crops (cocondenser: sentences)")
+                          "half; two spans of a document, of whole sentences or of equal windows; a message and its response, in a store "
+                          "of turns (prepare --dialogues). Default: crops (cocondenser: sentences)")
     shortest: float = Field(0.1, gt=0, le=1, description="of a crop, as a share of the row (Contriever, section 3.1)")
     longest: float = Field(0.5, gt=0, le=1, description="of a crop, as a share of the row")
 
@@ -71,6 +73,8 @@ def pairs_of(store: Store, room: int, part: str, valid_share: float, choice: Pai
         usual: the kind to take where `choice` leaves it open.
     """
     kind = choice.kind or usual
+    if kind == "turns":
+        return ResponsePairs(store, part, valid_share)
     if kind == "crops":
         fitting = int(room / choice.longest)  # rows of this length give crops that need no cutting
         return CropPairs(store, fitting, part, valid_share, choice.shortest, choice.longest)
@@ -205,6 +209,70 @@ def sentence_spans(store: Store, max_tokens: int, part: str = "all", valid_share
     lengths = ends[after[sentence] - 1] - starts[sentence]
     keep = lengths >= min(SHORTEST_PIECE, max_tokens)
     return starts[sentence][keep], lengths[keep], np.asarray(store.documents)[row[keep]]
+
+
+class TurnPairs:
+    """Messages and the responses to them, with the turns before, of a store of turns; whole threads are held out.
+
+    Args:
+        contexts: how many turns before the message are read, most recent first, 0 to 10; with 0 `earlier` is None.
+    """
+
+    def __init__(self, store: Store, part: str = "all", valid_share: float = 0.0, contexts: int = EARLIER):
+        wanted = np.zeros(len(store), bool)
+        wanted[rows_of(store, part, valid_share)] = True
+        examples = np.asarray(store.examples)
+        self.examples = examples[wanted[examples[:, 0]]][:, :2 + contexts]
+        self.tokens, self.starts, lengths = store.tokens, np.asarray(store.offsets)[:-1], np.diff(store.offsets)
+        self.row_lengths = np.append(lengths, 0)  # the last entry: row -1, no turn, has no token
+        self.lengths = self.row_lengths[self.examples].sum(1)
+        self.texts = same_texts(store)
+
+    def read(self, rows: np.ndarray, keys: Tensor) -> Conversations:
+        examples = self.examples[rows]
+        earlier = None
+        if examples.shape[1] > 2:
+            turns = examples[:, 2:]
+            lengths = torch.from_numpy(self.row_lengths[turns].sum(1))
+            earlier = Documents(self._ids(turns.ravel()), lengths, keys, torch.from_numpy(self.texts[examples[:, 0]]))
+        return Conversations(self._side(examples[:, 0], keys), self._side(examples[:, 1], keys), earlier)
+
+    def _side(self, rows: np.ndarray, keys: Tensor) -> Documents:
+        lengths = torch.from_numpy(self.row_lengths[rows])
+        return Documents(self._ids(rows), lengths, keys, torch.from_numpy(self.texts[rows]))
+
+    def _ids(self, rows: np.ndarray) -> Tensor:
+        """Tokens of the rows, end to end; row -1 has none."""
+        where = spans(torch.from_numpy(self.starts[rows]), torch.from_numpy(self.row_lengths[rows]))
+        return torch.from_numpy(self.tokens[where.numpy()].astype(np.int64))
+
+
+class ResponsePairs:
+    """The same as ordinary pairs: a message asks for its response. Other responses to the same message are known answers."""
+
+    def __init__(self, store: Store, part: str = "all", valid_share: float = 0.0):
+        self.turns = TurnPairs(store, part, valid_share, contexts=0)
+        self.lengths = self.turns.lengths
+        context, response = self.turns.texts[self.turns.examples].T
+        self.known = torch.from_numpy(np.unique((context << 32) + response))
+
+    def read(self, rows: np.ndarray, keys: Tensor) -> Pairs:
+        found = self.turns.read(rows, keys)
+        return Pairs(found.contexts, found.responses, self.known)
+
+
+def same_texts(store: Store) -> np.ndarray:
+    """One number per row, int64 (N,): rows of the same tokens have the same number."""
+    offsets = np.asarray(store.offsets)
+    hashes = np.zeros(len(store), np.int64)
+    for first in range(0, len(store), ROWS_AT_ONCE):
+        last = min(first + ROWS_AT_ONCE, len(store))
+        tokens = torch.from_numpy(store.tokens[offsets[first]:offsets[last]].astype(np.int64))
+        starts, lengths = offsets[first:last] - offsets[first], np.diff(offsets[first:last + 1])
+        place = torch.arange(len(tokens)) - torch.from_numpy(np.repeat(starts, lengths))
+        # A sum of hashes of (token, place): 64 bits, so that ten million texts collide with a chance of one in a hundred thousand.
+        hashes[first:last] = np.add.reduceat(bits(tokens, "same text", place).numpy(), starts)
+    return np.unique(hashes, return_inverse=True)[1].astype(np.int64)
 
 
 class LabelledPairs:

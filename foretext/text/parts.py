@@ -17,6 +17,7 @@ from typing import Any
 from foretext.errors import UserError
 from foretext.progress import progress
 from foretext.text.corpus import Block, ReadOptions, Source, read_block
+from foretext.text.dialogues import Conversation, encode_conversations
 from foretext.text.packing import encode_documents
 from foretext.text.store import read_notes, write_part
 from foretext.text.tokenizer import Tokenizer
@@ -45,7 +46,10 @@ def _die_with(parent: int) -> None:
 
 def _do_block(block: Block) -> None:
     documents, summary = read_block(block, _worker["options"])
-    arrays, counts = encode_documents(documents, _worker["tokenizer"], _worker["max_tokens"], _worker["min_tokens"])
+    if documents and isinstance(documents[0], Conversation):
+        arrays, counts = encode_conversations(documents, _worker["tokenizer"], _worker["max_tokens"])
+    else:
+        arrays, counts = encode_documents(documents, _worker["tokenizer"], _worker["max_tokens"], _worker["min_tokens"])
     notes = {"documents": len(arrays["keys"]), "counts": counts, "source": block.source, "summary": summary.as_dict()}
     write_part(_worker["folder"] / part_name(block.number), arrays, notes)
 

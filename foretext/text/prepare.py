@@ -25,6 +25,7 @@ from foretext.files import read_json, refuse_existing, whole_folder, write_json
 from foretext.progress import duration, progress
 from foretext.summary import ReadSummary
 from foretext.text.corpus import BLOCK_BYTES, Block, ReadOptions, Source, blocks, find_sources, read_block
+from foretext.text.dialogues import conversation_blocks, dialogue_sources
 from foretext.text.parts import make_parts, part_name
 from foretext.text.store import STATISTICS, merge_parts, read_notes
 from foretext.text.tokenizer import KINDS, Tokenizer
@@ -67,6 +68,11 @@ class Report:
         shown = [line for source in self.sources[:10] for line in source.report()]
         shown += [f"... and {len(self.sources) - 10} more sources"] if len(self.sources) > 10 else []
         shown.append(f"documents: {c['documents']:,} kept, {c['duplicates']:,} exact duplicates removed, {c['too_short']:,} too short")
+        if "examples" in c:
+            shown.append(f"conversations: a document is a thread, a row is a turn; {c['examples']:,} examples (message -> response), "
+                         f"{c['with_earlier_turns']:,} of them with earlier turns")
+            shown += [f"{c['cut_turns']:,} turns cut to a row"] if c["cut_turns"] else []
+            shown += [f"{c['unreadable_examples']:,} examples of turns without a token"] if c["unreadable_examples"] else []
         shown.append(f"rows: {c['rows']:,} of {c['tokens']:,} tokens; {self.tokens_per_word:.2f} tokens per word; "
                      f"vocabulary {self.vocabulary:,}")
         cut = [f"{c[name]:,} {text}" for name, text in (("long_sentences", "sentences longer than a row, split at word ends"),
@@ -91,7 +97,7 @@ def prepare(inputs: str | Path | Sequence[str | Path], output: str | Path, *, to
             min_tokens: int = 8, text_field: str | None = None, title_field: str | None = None, id_field: str | None = None,
             layout: str = "auto", skip: Sequence[str] = (), strict: Sequence[str] = (), max_skip_share: float = 0.05,
             shard: tuple[int, int] | None = None, workers: int | None = None, overwrite: bool = False,
-            sample_bytes: int = SAMPLE_BYTES, block_bytes: int = BLOCK_BYTES) -> Report:
+            dialogues: bool = False, sample_bytes: int = SAMPLE_BYTES, block_bytes: int = BLOCK_BYTES) -> Report:
     """Read `inputs` and write a token store to `output`; run it again after an interruption and it continues.
 
     Args:
@@ -101,6 +107,7 @@ def prepare(inputs: str | Path | Sequence[str | Path], output: str | Path, *, to
         min_tokens: shortest last row of a document that is kept; shorter ones are counted.
         shard: (i, n) with 1 <= i <= n does every n-th block and writes a shard, for `merge_stores`.
         workers: processes; None takes every core of this process.
+        dialogues: the inputs are conversations (`text/dialogues.py`); the store then holds a turn per row and a thread per document.
         sample_bytes: raw input bytes that a new tokenizer is trained on, evenly spread over the corpus (a hub stream: its start).
         block_bytes: raw input bytes per unit of work; part of the settings, since duplicates inside a block are dropped there.
 
@@ -112,16 +119,20 @@ def prepare(inputs: str | Path | Sequence[str | Path], output: str | Path, *, to
     _check_settings(max_tokens, min_tokens, shard, tokenizer, tokenizer_kind)
     refuse_existing(output, overwrite)
     workers = workers or len(os.sched_getaffinity(0))
-    sources = find_sources(inputs, options)
+    sources = (dialogue_sources if dialogues else find_sources)(inputs, options)
     given = tokenizer if isinstance(tokenizer, Tokenizer) or tokenizer is None else Tokenizer.load(tokenizer)
     settings = {
         "inputs": [{"name": source.name, "kind": source.kind, "bytes": source.size} for source in sources], "reading": asdict(options),
         "tokenizer": given.fingerprint if given else {"kind": tokenizer_kind, "vocab_size": vocab_size, "lowercase": lowercase,
                                                       "sample_bytes": sample_bytes},
-        "max_tokens": max_tokens, "min_tokens": min_tokens, "block_bytes": block_bytes,
+        "max_tokens": max_tokens, "min_tokens": min_tokens, "block_bytes": block_bytes, **({"dialogues": True} if dialogues else {}),
     }
     with _work_folder(output, {**settings, "shard": shard, "state": _state(sources)}) as work:
-        cut = _remembered(sources, options, block_bytes, workers)
+        if dialogues:
+            def cut() -> Iterator[Block]:
+                return conversation_blocks(sources, options, work, block_bytes)
+        else:
+            cut = _remembered(sources, options, block_bytes, workers)
         if not (work / "tokenizer").is_dir():
             if given is None:
                 given = Tokenizer.train(_sample(cut(), options, sample_bytes), tokenizer_kind, vocab_size, lowercase)

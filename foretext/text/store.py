@@ -27,6 +27,8 @@ COLUMNS = {  # file -> dtype; tokens are uint16 or uint32 by the size of the voc
     "tokens.bin": None, "offsets.bin": np.int64, "documents.bin": np.int64, "title_lengths.bin": np.int32,
     "sentence_starts.bin": np.int32, "sentence_offsets.bin": np.int64, "document_ids.txt": np.uint8, "document_id_offsets.bin": np.int64,
 }
+EXAMPLES = "examples.bin"  # only in a store of turns: int64, 2 + EARLIER to an example
+EARLIER = 10  # turns before the newest message: context/0 ... context/9 of PolyAI's datasets
 HISTOGRAM_EDGES = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 DOCUMENTS_PER_BUCKET = 500_000  # 24 bytes each while duplicates are looked for: about 40 MB with the sort
 STATISTICS = ("words", "bytes", "long_sentences", "long_words", "short_tokens", "long_titles")  # per document, summed over those kept
@@ -97,6 +99,19 @@ class Store:
 
     def __len__(self) -> int:
         return len(self.documents)
+
+    @cached_property
+    def examples(self) -> np.ndarray:
+        """int64 (E, 2 + EARLIER) of a store of turns: rows of the newest message, the response and the earlier turns, most recent first.
+
+        -1 where there is no earlier turn. All rows of an example belong to one document.
+
+        Raises:
+            UserError: the store was not made from dialogues.
+        """
+        if EXAMPLES not in self.manifest["files"]:
+            raise UserError(f"{self.path}: holds no conversations; make a store of turns with `foretext prepare FILES --dialogues`")
+        return np.memmap(self.path / EXAMPLES, "<i8", mode="r").reshape(-1, 2 + EARLIER)
 
     def row(self, i: int) -> np.ndarray:
         """Token ids of row `i`, a view into `tokens`."""
@@ -216,7 +231,8 @@ def merge_parts(parts: Sequence[Path], tokenizer: Tokenizer, folder: Path, scrat
 
     Each part holds: ``tokens``; per row ``row_lengths, title_lengths, sentence_counts`` int32; ``sentence_starts`` int32;
     per document ``keys`` uint64 (n, 2), ``document_rows`` int32 (at least 1), ``id_lengths`` int32, ``statistics``
-    int64 (n, len(STATISTICS)); ``ids`` uint8, all ids end to end.
+    int64 (n, len(STATISTICS)); ``ids`` uint8, all ids end to end. Parts of a store of turns also hold ``examples``
+    (e, 2 + EARLIER), rows numbered within the part or -1, and ``example_counts`` per document.
 
     Returns:
         the manifest.
@@ -241,6 +257,9 @@ def merge_parts(parts: Sequence[Path], tokenizer: Tokenizer, folder: Path, scrat
     columns = {name: _Column(folder / name, token_dtype if dtype is None else dtype) for name, dtype in COLUMNS.items()}
     for name in ("offsets.bin", "sentence_offsets.bin", "document_id_offsets.bin"):
         columns[name].append(np.zeros(1))
+    if settings.get("dialogues"):
+        columns[EXAMPLES] = _Column(folder / EXAMPLES, np.int64)
+        extra.update(examples=0, with_earlier_turns=0, cut_turns=0, unreadable_examples=0)
     documents = rows = tokens = sentences = id_bytes = start = 0
     sums = np.zeros(len(STATISTICS), np.int64)
     histogram = np.zeros(0, np.int64)  # rows by length in tokens
@@ -260,6 +279,11 @@ def merge_parts(parts: Sequence[Path], tokenizer: Tokenizer, folder: Path, scrat
         columns["document_id_offsets.bin"].append(id_bytes + np.cumsum(id_lengths, dtype=np.int64))
         columns["documents.bin"].append(np.repeat(documents + np.arange(int(keep.sum())), arrays["document_rows"][keep]))
         columns["title_lengths.bin"].append(arrays["title_lengths"][keep_rows])
+        if "examples" in arrays:
+            examples = arrays["examples"][np.repeat(keep, arrays["example_counts"])]
+            number = np.append(np.cumsum(keep_rows) - 1 + rows, -1)  # of each row in the store; the last entry keeps -1 what it is
+            columns[EXAMPLES].append(number[examples])
+            extra.update(examples=len(examples), with_earlier_turns=int((examples[:, 2:3] >= 0).sum()))
         documents, rows, tokens = documents + int(keep.sum()), rows + len(lengths), tokens + int(lengths.sum())
         sentences, id_bytes = sentences + int(counts.sum()), id_bytes + int(id_lengths.sum())
         sums += arrays["statistics"][keep].sum(0)
