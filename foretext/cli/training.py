@@ -50,6 +50,26 @@ def pretrain(
 
 
 @app.command()
+def plan(
+    what: Annotated[str, typer.Argument(metavar="OBJECTIVE|RUN.yaml", help="an objective's name, or a file that `init` wrote")],
+    store: Annotated[Optional[str], typer.Option("--data", "-d", help="token store")] = None,
+    encoder: Annotated[Optional[str], typer.Option(help="preset (bert-mini), run folder, Hugging Face folder or hub id")] = None,
+    steps: Annotated[Optional[int], typer.Option(help="number of updates")] = None,
+    gpu: Annotated[str, typer.Option(help="kind of GPU to reckon for: l4, a10, rtx4090, a100, l40s, h100, h200 or b200")] = "h100",
+    gpus: Annotated[int, typer.Option(help="how many of them", min=1)] = 1,
+    seconds: Annotated[float, typer.Option(help="how long to measure", min=1)] = 30,
+    sets: Sets = [],
+) -> None:
+    """Say how long a pre-training would take and what it needs, here and on GPUs, after half a minute of measuring."""
+    from foretext.verbs.plan import plan as run
+    from foretext.verbs.pretrain import settings
+
+    file, given = (what, {}) if what.endswith((".yaml", ".yml")) else (None, {"objective.name": what})
+    given |= {"store": store, "output": None if file else "unused", "encoder.start": encoder, "training.steps": steps}
+    show([*run(settings(file, given, sets), gpu, gpus, seconds), "", "next: foretext pretrain with the same settings, and -o RUN"])
+
+
+@app.command()
 def export(
     run: Annotated[str, typer.Argument(help="run folder")],
     output: Output,
