@@ -1,8 +1,9 @@
-"""Texts that say the same: exactly (`exact_key`) or nearly (`near_duplicates`)."""
+"""Texts that say the same: exactly (`exact_key`, `find_duplicates`) or nearly (`near_duplicates`)."""
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -11,6 +12,8 @@ from foretext.errors import UserError
 WORD = re.compile(r"\w+")
 CHUNK = 2000  # candidates compared at a time: bounds memory, changes nothing else
 MEASURES = ("containment", "jaccard")
+DOCUMENTS_PER_BUCKET = 1 << 16  # about 80 bytes each while duplicates are looked for: 5 MB
+KEYED = np.dtype([("first", "<u8"), ("second", "<u8"), ("document", "<i8")])
 
 
 def exact_key(text: str) -> bytes:
@@ -21,6 +24,65 @@ def exact_key(text: str) -> bytes:
 def words_key(words: Sequence[str]) -> bytes:
     """`exact_key` of a text that is already split at white space."""
     return hashlib.blake2b(" ".join(words).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def find_duplicates(keys: Iterable[np.ndarray], total: int, scratch: Path) -> np.ndarray:
+    """Which documents repeat an earlier one, in bounded memory: equal keys meet in the same of many small files.
+
+    Args:
+        keys: blocks of document keys, uint64 (n, 2), in document order.
+        total: number of keys, which decides the number of files.
+        scratch: an existing folder for temporary files.
+
+    Returns:
+        uint8 (total,), 1 where an earlier document has the same key; a file-backed map when there is more than one file.
+    """
+    buckets = -(-total // DOCUMENTS_PER_BUCKET)
+    if buckets <= 1:
+        mask = np.zeros(total, np.uint8)
+        _mark(mask, np.concatenate([np.empty(0, KEYED), *_keyed(keys)]))
+        return mask
+    mask = np.memmap(scratch / "duplicates.bin", np.uint8, mode="w+", shape=(total,))
+    held, count = [], 0
+    for records in _keyed(keys):
+        held.append(records)
+        count += len(records)
+        if count >= DOCUMENTS_PER_BUCKET:  # seldom, as each file is opened every time: more than a thousand cannot stay open
+            _spill(np.concatenate(held), buckets, scratch)
+            held, count = [], 0
+    if held:
+        _spill(np.concatenate(held), buckets, scratch)
+    for path in scratch.glob("bucket-*.bin"):
+        _mark(mask, np.fromfile(path, KEYED))
+        path.unlink()
+    return mask
+
+
+def _keyed(keys: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    start = 0
+    for block in keys:
+        records = np.empty(len(block), KEYED)
+        records["first"], records["second"], records["document"] = block[:, 0], block[:, 1], np.arange(start, start + len(block))
+        start += len(block)
+        yield records
+
+
+def _spill(records: np.ndarray, buckets: int, scratch: Path) -> None:
+    """Append each record to its bucket's file."""
+    bucket = (records["first"] % np.uint64(buckets)).astype(np.int64)
+    order = np.argsort(bucket, kind="stable")
+    records, bucket = records[order], bucket[order]
+    begins = np.flatnonzero(np.diff(bucket, prepend=-1))
+    for i, part in zip(bucket[begins], np.split(records, begins[1:])):
+        with open(scratch / f"bucket-{i}.bin", "ab") as file:
+            part.tofile(file)
+
+
+def _mark(mask: np.ndarray, records: np.ndarray) -> None:
+    """Set 1 in `mask` for every record but the first document of its key."""
+    records = records[np.lexsort((records["document"], records["second"], records["first"]))]
+    same = (records["first"][1:] == records["first"][:-1]) & (records["second"][1:] == records["second"][:-1])
+    mask[records["document"][1:][same]] = 1
 
 
 def near_duplicates(reference_texts: Sequence[str], candidate_texts: Iterable[str], threshold: float = 0.5, *, words: int = 3,

@@ -11,7 +11,7 @@ import io
 import json
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import numpy as np
 
 from foretext.errors import UserError
 from foretext.files import read_json, sha256, whole_file, write_json
+from foretext.text.duplicates import find_duplicates
 from foretext.text.tokenizer import Tokenizer
 
 FORMAT, VERSION = "foretext-store", 1
@@ -30,7 +31,6 @@ COLUMNS = {  # file -> dtype; tokens are uint16 or uint32 by the size of the voc
 EXAMPLES = "examples.bin"  # only in a store of turns: int64, 2 + EARLIER to an example
 EARLIER = 10  # turns before the newest message: context/0 ... context/9 of PolyAI's datasets
 HISTOGRAM_EDGES = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
-DOCUMENTS_PER_BUCKET = 500_000  # 24 bytes each while duplicates are looked for: about 40 MB with the sort
 STATISTICS = ("words", "bytes", "long_sentences", "long_words", "short_tokens", "long_titles")  # per document, summed over those kept
 
 
@@ -156,60 +156,6 @@ def read_notes(path: Path) -> dict[str, Any] | None:
             return json.loads(part["notes"].tobytes())
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
-
-
-def find_duplicates(keys: Iterable[np.ndarray], total: int, scratch: Path) -> np.ndarray:
-    """Which documents repeat an earlier one, in bounded memory: keys are sorted bucket by bucket on disk.
-
-    Args:
-        keys: blocks of document keys, uint64 (n, 2), in document order.
-        total: number of keys, which decides the number of buckets.
-        scratch: an existing folder for temporary files.
-
-    Returns:
-        uint8 (total,), 1 where an earlier document has the same key; a file-backed map when there is more than one bucket.
-    """
-    record = np.dtype([("first", "<u8"), ("second", "<u8"), ("document", "<i8")])
-    buckets = 1
-    while total / buckets > DOCUMENTS_PER_BUCKET:
-        buckets *= 2
-    mask = np.zeros(total, np.uint8) if buckets == 1 else np.memmap(scratch / "duplicates.bin", np.uint8, mode="w+", shape=(total,))
-
-    def mark(records: np.ndarray) -> None:
-        order = np.lexsort((records["document"], records["second"], records["first"]))
-        ordered = records[order]
-        same = (ordered["first"][1:] == ordered["first"][:-1]) & (ordered["second"][1:] == ordered["second"][:-1])
-        mask[ordered["document"][1:][same]] = 1
-
-    def records_of(block: np.ndarray, start: int) -> np.ndarray:
-        records = np.empty(len(block), record)
-        records["first"], records["second"], records["document"] = block[:, 0], block[:, 1], np.arange(start, start + len(block))
-        return records
-
-    start = 0
-    if buckets == 1:
-        kept = []
-        for block in keys:
-            kept.append(records_of(block, start))
-            start += len(block)
-        if kept:
-            mark(np.concatenate(kept))
-        return mask
-    files = [open(scratch / f"bucket-{i}.bin", "wb") for i in range(buckets)]  # noqa: SIM115
-    try:
-        for block in keys:
-            records = records_of(block, start)
-            start += len(block)
-            bucket = (records["first"] % np.uint64(buckets)).astype(np.int64)
-            for i in np.unique(bucket):
-                records[bucket == i].tofile(files[i])
-    finally:
-        for file in files:
-            file.close()
-    for i in range(buckets):
-        mark(np.fromfile(scratch / f"bucket-{i}.bin", record))
-        (scratch / f"bucket-{i}.bin").unlink()
-    return mask
 
 
 class _Column:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from foretext.errors import UserError
-from foretext.text.duplicates import exact_key, near_duplicates
+from foretext.text import duplicates as module
+from foretext.text.duplicates import exact_key, find_duplicates, near_duplicates
 
 
 def test_exact_key():
@@ -63,3 +64,17 @@ def test_fast_enough():
     start = time.monotonic()
     near_duplicates(texts[:1000], texts[1000:], 0.5)
     assert time.monotonic() - start < 10
+
+
+@pytest.mark.parametrize("per_bucket", [10, 10**6])
+def test_duplicates_keep_the_first(tmp_path, monkeypatch, per_bucket):
+    monkeypatch.setattr(module, "DOCUMENTS_PER_BUCKET", per_bucket)
+    keys = np.random.default_rng(0).integers(0, 12, (300, 2)).astype(np.uint64)
+    seen: set[tuple] = set()
+    expected = []
+    for key in map(tuple, keys.tolist()):
+        expected.append(key in seen)
+        seen.add(key)
+    found = find_duplicates(iter(np.split(keys, [7, 7, 150])), len(keys), tmp_path)
+    assert found.astype(bool).tolist() == expected and 100 < sum(expected) < 250
+    assert not list(tmp_path.glob("bucket*"))

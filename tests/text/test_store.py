@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 from foretext.errors import UserError
-from foretext.text import store as module
 from foretext.text.prepare import prepare
-from foretext.text.store import Store, find_duplicates
+from foretext.text.store import Store
 
 
 @pytest.fixture
@@ -53,17 +52,3 @@ def test_not_a_store(folder, tmp_path):
     (folder / "manifest.json").write_text(json.dumps({**manifest, "version": 99}))
     with pytest.raises(UserError, match="version 99"):
         Store.open(folder)
-
-
-@pytest.mark.parametrize("per_bucket", [10, 10**6])
-def test_duplicates_keep_the_first(tmp_path, monkeypatch, per_bucket):
-    monkeypatch.setattr(module, "DOCUMENTS_PER_BUCKET", per_bucket)
-    keys = np.random.default_rng(0).integers(0, 12, (300, 2)).astype(np.uint64)
-    seen: set[tuple] = set()
-    expected = []
-    for key in map(tuple, keys.tolist()):
-        expected.append(key in seen)
-        seen.add(key)
-    found = find_duplicates(iter(np.split(keys, [7, 7, 150])), len(keys), tmp_path)
-    assert found.astype(bool).tolist() == expected and 100 < sum(expected) < 250
-    assert not list(tmp_path.glob("bucket*"))
