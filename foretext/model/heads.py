@@ -12,7 +12,7 @@ from foretext.model.encoder import Encoder, EncoderConfig, LayerNorm, Linear, To
 
 CHUNK_LOGITS = 1 << 24  # logits that exist at once: 64 MB in fp32
 
-Pooling = Literal["cls", "mean"]
+Pooling = Literal["cls", "mean", "last"]
 
 Look = Callable[[int, Tensor], None]
 """Called with the number of a chunk's first row and its logits (rows, V) in fp32, which it may read and not change."""
@@ -39,6 +39,24 @@ class TokenHead(nn.Module):
     def loss(self, hidden: Tensor, words: nn.Embedding, labels: Tensor, look: Look | None = None) -> tuple[Tensor, Tensor]:
         """Cross-entropy of (K, D) states against (K,) labels: (sum in nats, number predicted right)."""
         return cross_entropy_sum(self.transform(hidden), words.weight, self.bias, labels, look)
+
+
+class TiedHead(nn.Module):
+    """Next-token logits h E^T + c of a decoder, its output matrix the encoder's word table; h is projected where that table is narrower."""
+
+    def __init__(self, encoder: Encoder):
+        super().__init__()
+        config = encoder.config
+        self.project = Linear(config.width, config.table_width) if config.width != config.table_width else nn.Identity()
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+
+    def forward(self, hidden: Tensor, words: nn.Embedding) -> Tensor:
+        """All logits, (K, D) -> (K, V), for generating; training uses `loss`."""
+        return F.linear(self.project(hidden), words.weight.to(hidden.dtype), self.bias.to(hidden.dtype))
+
+    def loss(self, hidden: Tensor, words: nn.Embedding, labels: Tensor, look: Look | None = None) -> tuple[Tensor, Tensor]:
+        """Cross-entropy of (K, D) states against (K,) labels: (sum in nats, number predicted right)."""
+        return cross_entropy_sum(self.project(hidden), words.weight, self.bias, labels, look)
 
 
 def cross_entropy_sum(x: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, look: Look | None = None) -> tuple[Tensor, Tensor]:
@@ -145,10 +163,21 @@ class _MaxLogits(torch.autograd.Function):
 
 
 def pool(hidden: Tensor, layout: Layout, how: Pooling) -> Tensor:
-    """One vector per sequence: (T, D) -> (B, D), by its first token or by the mean over its tokens."""
-    if how == "cls":
-        return hidden.index_select(0, layout.first_rows)
+    """One vector per sequence: (T, D) -> (B, D), by its first token, its last, or by the mean over its tokens."""
+    if how != "mean":
+        return hidden.index_select(0, pooled_rows(layout, how))
     return layout.sums(hidden.float()) / layout.cu_seqlens.diff()[:, None]
+
+
+def pooled_rows(layout: Layout, how: Pooling) -> Tensor | None:
+    """(B,) flat indices of the tokens that `pool` reads; None: all."""
+    return {"cls": layout.first_rows, "last": layout.cu_seqlens[1:].long() - 1}.get(how)
+
+
+def sequence_vectors(encoder: Encoder, tokens: Tokens, how: Pooling) -> Tensor:
+    """`pool` of the last hidden states, (B, D) in fp32; the last layer computes nothing but the tokens that it reads."""
+    rows = pooled_rows(tokens.layout, how)
+    return pool(encoder(tokens), tokens.layout, how).float() if rows is None else encoder(tokens, rows=rows).float()
 
 
 class SequenceHead(nn.Module):

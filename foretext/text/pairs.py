@@ -4,7 +4,7 @@ Every source here hands out `Pairs`: queries, and for each query a group of pass
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -29,12 +29,16 @@ class Pairs:
     """B queries and their passages, in matching order.
 
     `passages.documents` number the passages' texts: equal texts have equal numbers. `known` lists what must not count as a
-    negative, as sorted codes query number * 2^32 + document number; `queries.documents` are the query numbers.
+    negative, as sorted codes query number * 2^32 + document number; `queries.documents` are the query numbers. With groups of
+    several passages, `passages` holds B * size of them, each query's own together, its positive first.
     """
 
     queries: Documents
     passages: Documents
     known: Tensor  # (N,) int64
+    scores: Tensor | None = None  # (B, size) fp32 of a teacher, nan where it has none
+    guide: tuple[Tensor, Tensor] | None = None  # (B, E) and (B * size, E): a teacher's vectors, compared by dot product
+    random: int = 0  # passages that were drawn at random for want of negatives
 
 
 NOTHING_KNOWN = torch.empty(0, dtype=torch.int64)
@@ -275,35 +279,16 @@ def same_texts(store: Store) -> np.ndarray:
     return np.unique(hashes, return_inverse=True)[1].astype(np.int64)
 
 
-class LabelledPairs:
-    """Queries with known relevant passages, tokenised once and kept in memory.
+class Texts:
+    """Tokenised texts in memory, to be read like a store's rows. An empty text is one unknown token.
 
     Args:
-        queries, passages: texts.
-        links: (N, 2) int64, query number and passage number of each training example; a query may have several.
+        texts: strings, or arrays of token ids without special tokens.
     """
 
-    def __init__(self, queries: Sequence[str], passages: Sequence[str], links: np.ndarray, tokenizer: Tokenizer):
-        if not len(links):
-            raise UserError("there is no pair of a query and a relevant passage to train on")
-        self.queries, self.passages = Texts(queries, tokenizer), Texts(passages, tokenizer)
-        first_of: dict[str, int] = {}
-        same_text = np.array([first_of.setdefault(text, i) for i, text in enumerate(passages)])
-        self.links, self.documents = links, same_text
-        self.known = torch.from_numpy(np.unique((links[:, 0] << 32) + same_text[links[:, 1]]))
-        self.lengths = self.queries.lengths[links[:, 0]] + self.passages.lengths[links[:, 1]]
-
-    def read(self, rows: np.ndarray, keys: Tensor) -> Pairs:
-        query, passage = self.links[rows].T
-        passages = replace(self.passages.read(passage, keys), documents=torch.from_numpy(self.documents[passage]))
-        return Pairs(self.queries.read(query, keys), passages, self.known)
-
-
-class Texts:
-    """Tokenised texts in memory, to be read like a store's rows. An empty text is one unknown token."""
-
-    def __init__(self, texts: Sequence[str], tokenizer: Tokenizer):
-        rows = [ids if len(ids) else np.array([tokenizer.unk_id]) for ids in tokenizer.encode(list(texts))]
+    def __init__(self, texts: Sequence[str] | Sequence[np.ndarray], tokenizer: Tokenizer):
+        rows = tokenizer.encode(list(texts)) if len(texts) and isinstance(texts[0], str) else texts
+        rows = [ids if len(ids) else np.array([tokenizer.unk_id]) for ids in rows]
         self.lengths = np.array([len(ids) for ids in rows], dtype=np.int64)
         self.starts = np.cumsum(self.lengths) - self.lengths
         self.tokens = np.concatenate(rows).astype(np.int64)

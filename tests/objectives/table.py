@@ -5,22 +5,29 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from foretext.model.encoder import Encoder
 from foretext.model.presets import preset
-from foretext.objectives import OBJECTIVES
+from foretext.model.towers import new_encoder
+from foretext.objectives import OBJECTIVES, TASKS
 from foretext.text.batches import Batches
-from foretext.text.pairs import LabelledPairs, Texts
+from foretext.text.grouped import GroupedPairs, Lists
+from foretext.text.labelled import LabelledTexts
+from foretext.text.pairs import Conversations, Texts
 from foretext.text.tokenizer import Tokenizer
 from tests.conftest import made_up_texts
 
 LAYOUTS = ("bert-tiny", "mpnet-tiny", "modernbert-tiny")
-TABLE = [(name, layout) for name in OBJECTIVES for layout in LAYOUTS]
+OWN_LAYOUT = {"convert": "convert-mini"}  # an objective that goes with its own network alone
+EVERY = OBJECTIVES | TASKS
+TABLE = [(name, layout) for name in EVERY for layout in ([OWN_LAYOUT[name]] if name in OWN_LAYOUT else LAYOUTS)]
+TABLE += [("dual", "convert-mini")]
 
 # At temperature .02 a rounding of a cosine is multiplied by 50, which alone is above the 1e-6 asked of fp32 gradients.
-# A dot product of vectors that are not normalised is just as sharp.
-CONFIGS = {"contrastive": {"temperature": 0.1}, "cocondenser": {"temperature": 32.0}}
+# A dot product of vectors that are not normalised is just as sharp. An untrained cross-encoder scores the passages of a group alike, and
+# the gradient of the listwise loss is the small difference of large ones: test_rerank.py takes one that tells them apart.
+CONFIGS = {"contrastive": {"temperature": 0.1}, "dual": {"scale_start": 5.0, "reduction": "2ha", "output": "ffn_stack"}, "cocondenser": {"temperature": 32.0},
+           "rerank": {"dropout": 0.0, "loss": "pointwise"}, "classify": {"dropout": 0.0, "labels": ("a", "b", "c")}}
 
-NOTHING_TO_CHOOSE = {"contrastive", "clm"}  # given pairs and whole texts: every epoch shows the same
+NOTHING_TO_CHOOSE = {"contrastive", "dual", "convert", "clm", "classify"}  # given pairs and whole texts: every epoch shows the same
 
 
 @lru_cache
@@ -31,10 +38,15 @@ def small_tokenizer() -> Tokenizer:
 def make_objective(name: str, layout: str = "bert-tiny", seed: int = 0, **changes):
     """A tiny objective with random weights; biases and gains perturbed, so that nothing hides behind zeros and ones."""
     torch.manual_seed(seed)
+    layout, config = OWN_LAYOUT.get(name, layout), dict(CONFIGS.get(name, {}))
+    if layout.startswith("convert"):  # no dropout in the encoder: it has none inside
+        config |= {"dropout": changes.pop("dropout", 0.0)}
+        changes.pop("attention_dropout", None)
+        changes = {"width": 64, "ffn_width": 128, "windows": (2, 5, 48)} | changes
     if layout.startswith("modernbert"):
         changes = {"layers": 4, "window": 8} | changes  # a global, two local and a global layer, windows shorter than the texts
-    encoder = Encoder(preset(layout, small_tokenizer().size, max_len=64, **changes))
-    objective = OBJECTIVES[name](encoder, small_tokenizer(), OBJECTIVES[name].Config(**CONFIGS.get(name, {})))
+    encoder = new_encoder(preset(layout, small_tokenizer().size, max_len=64, **changes))
+    objective = EVERY[name](encoder, small_tokenizer(), EVERY[name].Config(**config))
     with torch.no_grad():
         for parameter in objective.parameters():
             if parameter.ndim == 1:
@@ -42,14 +54,35 @@ def make_objective(name: str, layout: str = "bert-tiny", seed: int = 0, **change
     return objective
 
 
+class Talks:
+    """Conversations of three texts; every third has no earlier turn."""
+
+    def __init__(self, contexts: list[str], responses: list[str], earlier: list[str], tokenizer: Tokenizer):
+        self.sides = [Texts(texts, tokenizer) for texts in (contexts, responses, earlier)]
+        self.lengths = sum(side.lengths for side in self.sides)
+
+    def read(self, rows: np.ndarray, keys: torch.Tensor) -> Conversations:
+        contexts, responses, earlier = (side.read(rows, keys) for side in self.sides)
+        kept = torch.where(torch.from_numpy(rows % 3 == 0), 0, earlier.lengths)
+        return Conversations(contexts, responses, earlier.part(torch.zeros_like(kept), kept))
+
+
 def make_source(objective, count: int = 48):
     """Made-up texts of mixed length in the form the objective reads."""
     texts = made_up_texts(count, seed=11)
+    halves = [text.split(" ") for text in texts]
+    queries = [" ".join(words[: len(words) // 2]) for words in halves]
+    passages = [" ".join(words[len(words) // 2 :]) for words in halves]
+    numbers = np.arange(count)
+    if objective.name == "convert":
+        return Talks(queries, passages, made_up_texts(count, seed=12), small_tokenizer())
+    if objective.reads == "groups":
+        positives, negatives = Lists.of(numbers[:, None].tolist()), Lists.of([[(i + j) % count for j in range(1, 7)] for i in numbers])
+        return GroupedPairs(queries, passages, numbers, positives, negatives, small_tokenizer(), size=3)
+    if objective.reads == "labelled":
+        return LabelledTexts(queries, passages, torch.arange(count) % 3, small_tokenizer())
     if objective.reads == "pairs":
-        halves = [text.split(" ") for text in texts]
-        queries = [" ".join(words[: len(words) // 2]) for words in halves]
-        passages = [" ".join(words[len(words) // 2 :]) for words in halves]
-        return LabelledPairs(queries, passages, np.stack((np.arange(count), np.arange(count)), 1), small_tokenizer())
+        return GroupedPairs.linked(queries, passages, np.stack((np.arange(count), np.arange(count)), 1), small_tokenizer())
     return Texts(texts, small_tokenizer())
 
 

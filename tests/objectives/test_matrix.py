@@ -14,7 +14,8 @@ import torch
 
 from foretext.errors import UserError
 from foretext.objectives import OBJECTIVES
-from foretext.text.pairs import LabelledPairs, Texts
+from foretext.text.grouped import GroupedPairs
+from foretext.text.pairs import Texts
 from foretext.text.randomness import example_keys
 from foretext.text.tokenizer import Tokenizer
 from foretext.training.distributed import World
@@ -53,7 +54,7 @@ def examples_for(objective):
     else:
         halves = [text.split(" ") for text in texts]
         numbers = np.arange(TEXTS)
-        source = LabelledPairs([" ".join(h[: len(h) // 2]) for h in halves], [" ".join(h[len(h) // 2 :]) for h in halves],
+        source = GroupedPairs.linked([" ".join(h[: len(h) // 2]) for h in halves], [" ".join(h[len(h) // 2 :]) for h in halves],
                                np.stack((numbers, numbers), 1), objective.tokenizer)
     rows = np.arange(TEXTS)
     return source.read(rows, example_keys(1, 0, torch.from_numpy(rows)))

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from foretext.errors import UserError
-from foretext.text.pairs import SHORTEST, CropPairs, LabelledPairs, SplitPairs, Texts
+from foretext.text.grouped import GroupedPairs
+from foretext.text.pairs import SHORTEST, CropPairs, SplitPairs, Texts
 from foretext.text.randomness import example_keys
 
 
@@ -73,14 +74,14 @@ def test_a_store_without_titles_is_refused():
 def test_labelled_pairs(tokenizer):
     queries, passages = ["ba", "de ki"], ["lo mu", "na", "lo mu", ""]
     links = np.array([[0, 0], [1, 1], [1, 2]])
-    pairs = LabelledPairs(queries, passages, links, tokenizer).read(np.array([2, 0]), keys(2))
+    pairs = GroupedPairs.linked(queries, passages, links, tokenizer).read(np.array([2, 0]), keys(2))
     assert pairs.queries.documents.tolist() == [1, 0]
     assert pairs.passages.documents.tolist() == [0, 0]  # equal texts have equal numbers
     text = [tokenizer.decode(ids) for ids in pairs.queries.ids.split(pairs.queries.lengths.tolist())]
     assert [t.strip() for t in text] == ["de ki", "ba"]
     assert sorted((int(c) >> 32, int(c) & 0xFFFFFFFF) for c in pairs.known) == [(0, 0), (1, 0), (1, 1)]
     with pytest.raises(UserError, match="no pair"):
-        LabelledPairs(queries, passages, np.empty((0, 2), dtype=np.int64), tokenizer)
+        GroupedPairs.linked(queries, passages, np.empty((0, 2), dtype=np.int64), tokenizer)
 
 
 def test_an_empty_text_is_one_unknown_token(tokenizer):
