@@ -14,7 +14,8 @@ from foretext.model.folder import Heads, write_heads
 from foretext.model.huggingface import write_encoder
 from foretext.retrieval.classifier import TextClassifier
 
-QUERIES = ("array mean", "Größe", "東京?", "", "x ** 2", "word")  # short: a cross-encoder cuts the passage, and only there do libraries agree
+# Short: a cross-encoder cuts the passage alone, and only where the query fits do the libraries agree.
+QUERIES = ("array mean", "Größe", "東京?", "", "x ** 2", "word")
 PROBLEMS = {"classes": "single_label_classification", "labels": "multi_label_classification", "score": "regression"}
 
 

@@ -68,8 +68,8 @@ class TextClassifier:
             head.load_state_dict({name.removeprefix("head."): tensor for name, tensor in extra.tensors.items()})
             task, labels = options["task"], dict(enumerate(names))
         if head is None:
-            raise UserError(f"{folder}: no head for sequences is here; name a folder that `foretext finetune reranker` or `classifier` wrote, "
-                            "or one of a *ForSequenceClassification class of the families that are read")  # fmt: skip
+            raise UserError(f"{folder}: no head for sequences is here; name a folder that `foretext finetune` reranker or classifier "
+                            "wrote, or one of a *ForSequenceClassification class of the families that are read")  # fmt: skip
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
         tokenizer_config = folder / "tokenizer_config.json"
@@ -91,7 +91,7 @@ class TextClassifier:
             token_budget: real tokens per batch; default: 4,096 on a CPU, 65,536 on a GPU.
         """
         sides = [self._unique(first)] + ([] if second is None else [self._unique(second)])
-        between = 0 if second is None else self.tokenizer.separators(self.encoder.config.family in ("bert", "electra"))
+        between = 0 if second is None else self.tokenizer.separators[self.encoder.config.family in ("bert", "electra")]
         lengths = sum(texts.lengths[rows] for texts, rows in sides) + 2 + between
         self.last_cut = int((lengths > self.max_len).sum())
         framed = lengths.clamp(max=self.max_len).numpy()

@@ -27,7 +27,7 @@ class CrossScorer(TextClassifier):
         """
         scorer = super().load(source, device, dtype)
         if scorer.head.out.out_features != 1:
-            raise UserError(f"{source}: has {scorer.head.out.out_features} outputs ({', '.join(scorer.labels[:4])}), and a reranker has one")
+            raise UserError(f"{source}: has {len(scorer.labels)} outputs ({', '.join(scorer.labels[:4])}), and a reranker has one")
         scorer.cut = "second"
         return scorer
 

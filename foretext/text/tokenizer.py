@@ -245,9 +245,10 @@ class Tokenizer:
             file.write(backend.to_str(pretty=True) + "\n")
         write_json(folder / "tokenizer_config.json", config)
 
-    def separators(self, token_types: bool) -> int:
-        """How many separators stand between the two texts of a pair: one, or two in RoBERTa's and MPNet's habit; see `save`."""
-        return self._framing(token_types).encode("a", "a").ids.count(self.sep_id) - 1
+    @cached_property
+    def separators(self) -> dict[bool, int]:
+        """How many stand between the two texts of a pair, by whether the model has token types (see `save`): one; RoBERTa's and MPNet's two."""
+        return {types: self._framing(types).encode("a", "a").ids.count(self.sep_id) - 1 for types in (False, True)}
 
     def _framing(self, token_types: bool) -> tokenizers.Tokenizer:
         """A copy of the backend that puts special tokens around a text and a pair."""
