@@ -245,6 +245,30 @@ def _from_tabs(lines: Iterator[tuple[int, str]], source: Source, summary: ReadSu
             yield exchange
 
 
+def typed_context(line: str, place: str) -> tuple[str, tuple[str, ...]]:
+    """What somebody typed or piped in: (newest message, turns before it, most recent first).
+
+    Args:
+        line: the message itself, or a JSON object with `context` and maybe `context/0`, `context/1`, ...
+        place: where the line stands, for messages.
+
+    Raises:
+        UserError: an object without a context, or one that is not whole.
+    """
+    if not line.lstrip().startswith("{"):
+        return line.strip(), ()
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{place}: the line begins like a JSON object but is none ({error}); mend it, or leave out the "
+                        "brace") from None
+    numbers = sorted(int(match[1]) for match in map(EARLIER_KEY.fullmatch, record) if match)
+    texts = [record.get(key) for key in ("context", *(f"context/{number}" for number in numbers[:EARLIER]))]
+    if not all(isinstance(text, str) for text in texts) or not texts[0].strip():
+        raise UserError(f"{place}: expected an object with the text of the newest message under context, found {line.strip()[:80]}")
+    return texts[0].strip(), tuple(text.strip() for text in texts[1:] if text.strip())
+
+
 # ------------------------------------------------------------------------------------------------------------------- blocks
 
 
