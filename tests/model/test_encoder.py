@@ -158,7 +158,7 @@ def test_token_types_change_the_output():
 
 
 def test_presets_and_configs_say_what_is_wrong():
-    with pytest.raises(UserError, match="bart-base"):
-        preset("bart-base", V)
+    with pytest.raises(UserError, match="albert-base"):
+        preset("albert-base", V)
     with pytest.raises(ValueError, match="not a multiple"):
         EncoderConfig(vocab_size=V, width=30, heads=4)
