@@ -103,6 +103,8 @@ class Seq2Seq(Objective):
         if config.tie:
             tie(self.decoder, encoder)
         self.output = TiedHead(encoder)
+        if config.noise == "infill":
+            self.vocabulary.mask_id  # noqa: B018 - a tokenizer without one stops here, not at the first batch
         self.sentinels = self.find_sentinels() if config.noise == "spans" else None
         self.sentence_ends = sentence_ends(tokenizer) if config.shuffle_sentences else None
 
