@@ -7,20 +7,25 @@ tests that run over the table then know it.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from foretext.errors import UserError
 from foretext.model.attention import Layout
 from foretext.model.encoder import Encoder, Tokens
 from foretext.model.heads import Pooling
 from foretext.objectives.show import Shown
 from foretext.text.batches import Documents, Source, StoreSource
+from foretext.text.clusters import Rows
 from foretext.text.corrupt import Vocabulary
+from foretext.text.joined import Cut, joined
 from foretext.text.pairs import PairChoice, pairs_of
 from foretext.text.store import Store
 from foretext.text.tokenizer import Tokenizer
@@ -72,6 +77,22 @@ class Step:
     rows: dict[str, Tensor] = field(default_factory=dict)
 
 
+class Corpus(Protocol):
+    """What `Objective.refresh` may ask for. Work that every rank does a part of, `rank` of `size`, is put together by `gather`."""
+
+    rank: int
+    size: int
+
+    def embed(self, source: Source, rows: np.ndarray) -> np.ndarray:
+        """Vectors (n, D) float32 of rows of a source, as an export would give them; all ranks share the work."""
+
+    def nearest(self, queries: np.ndarray, vectors: np.ndarray, k: int, how: str) -> tuple[np.ndarray, np.ndarray]:
+        """Scores and numbers of about the k nearest vectors of each query, by this rank alone (`how`: ivfpq or hnsw)."""
+
+    def gather(self, rows: np.ndarray) -> np.ndarray:
+        """All ranks' rows end to end."""
+
+
 class Objective(nn.Module):
     """Base class. A subclass sets the class attributes, `collate` and `forward`.
 
@@ -83,21 +104,31 @@ class Objective(nn.Module):
 
     Config: ClassVar[type[ObjectiveConfig]] = ObjectiveConfig
     name: ClassVar[str]
-    reads: ClassVar[Literal["documents", "pairs"]] = "documents"
+    reads: ClassVar[Literal["documents", "pairs", "clusters", "groups", "labelled"]] = "documents"
     pairs: ClassVar[str] = "crops"  # how a store becomes pairs, unless the user says otherwise
     terms: ClassVar[tuple[str, ...]]  # names of the loss terms
     couples: ClassVar[bool] = False  # whether a loss term spans all rows of a step
+    masks: ClassVar[bool] = False  # whether it needs a tokenizer with a mask token
+    static: bool = False  # whether every epoch makes the choices of the first
+    families: ClassVar[tuple[str, ...]] = ("bert", "roberta", "electra", "mpnet", "modernbert")  # of encoders it goes with
+    start: ClassVar[str | None] = None  # the encoder to start from, where the usual one does not go with it
     weights: dict[str, float]  # of the loss terms, 1 unless said
     pooling: Pooling = "mean"  # how tokens become one vector, for export
     normalize: bool = True  # whether that vector is exported with length 1
+    refresh_every: int = 0  # steps between calls of `refresh`; 0: never
     recipes: ClassVar[dict[str, dict[str, Any]]] = {}  # encoder preset -> the paper's settings ("objective", "training") for that size
 
     def __init__(self, encoder: Encoder, tokenizer: Tokenizer, config: ObjectiveConfig | None = None):
         super().__init__()
+        if encoder.config.family not in self.families:
+            raise UserError(f"objective {self.name} goes with encoders of {', '.join(self.families)}, found {encoder.config.family}: "
+                            "choose another with --encoder")
         self.encoder = encoder
         self.config = config or self.Config()
         self.tokenizer = tokenizer
         self.vocabulary = Vocabulary.of(tokenizer)
+        if self.masks:
+            self.vocabulary.mask_id  # noqa: B018 - a tokenizer without one stops here, not at the first batch
         self.weights = {}
 
     @property
@@ -120,6 +151,13 @@ class Objective(nn.Module):
         """The paper's loss, as sums."""
         raise NotImplementedError
 
+    def vectors(self, batch: Batch) -> Step:
+        """The `vectors` and `rows` of `forward` alone, where that saves work: in a step that is split this runs first, without gradient.
+
+        It must draw the same dropout for them, so what of the encoder runs has to be the same.
+        """
+        return self(batch)
+
     def couple(self, vectors: dict[str, Tensor], rows: dict[str, Tensor], batch: Batch) -> Step:
         """Loss terms between all rows of a step, for objectives with `couples = True`, whose `forward` returns `vectors`.
 
@@ -131,6 +169,24 @@ class Objective(nn.Module):
             batch: any one of its micro-batches, for what they all share.
         """
         raise NotImplementedError
+
+    def refresh(self, sources: Sequence[Any], corpus: Corpus, seed: int, step: int,
+                wanted: int) -> tuple[list[Rows], dict[str, float]]:
+        """Choose the examples of the coming round with the weights as they are, for objectives with `refresh_every`.
+
+        Everything follows from the weights and the arguments, so that a refresh that is done again gives the same.
+
+        Args:
+            sources: of the training and, where there is one, of the held-out part.
+            corpus: embeds and searches, all ranks together.
+            wanted: training examples that the round will read.
+        Returns:
+            what `arranged` of each source takes, and numbers for the log.
+        """
+        raise NotImplementedError
+
+    def updated(self) -> None:
+        """Called after every training update, for what moves with their number; it must be part of the state."""
 
     def summary(self, means: dict[str, float]) -> dict[str, float]:
         """More numbers to report, computed from the means of terms and metrics over everything that is reported on."""
@@ -173,3 +229,17 @@ def longest_first(documents: Documents) -> tuple[Documents, Tensor]:
     """
     order = documents.lengths.argsort(descending=True, stable=True)
     return documents.select(order), order.argsort()
+
+
+def of_pairs(objective: Objective, first: Documents, second: Documents, cut: Cut) -> tuple[Tokens, Tensor]:
+    """`[CLS] a [SEP] b [SEP]` of each row, cut to `max_len`, with token types where the encoder has them; longest first.
+
+    Returns:
+        the tokens, and (B,) which row each sequence is.
+    """
+    order = (first.lengths + second.lengths).argsort(descending=True, stable=True)
+    config, words = objective.encoder.config, objective.tokenizer
+    between = words.separators[config.family in ("bert", "electra")]
+    both, types = joined(first.select(order), second.select(order), words, between, objective.max_len, cut)
+    layout = Layout.of(both.lengths)
+    return Tokens(both.ids, layout.positions, layout, types if config.types > 1 else None), order

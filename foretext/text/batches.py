@@ -148,13 +148,14 @@ class Batches:
         collate: examples -> batch; an objective's.
         batch_size: examples of one step over all ranks.
         micro_tokens: about how many tokens a micro-batch holds; it never changes what a step computes.
-        step: steps are numbered from 0 over the whole run.
+        first: the step whose examples open the first epoch: the source begins there (steps are numbered over the whole run).
+        static: every epoch has the keys, so the random choices, of epoch 0; its order stays its own.
     """
 
     def __init__(self, source: Source, collate: Callable[[Any], Any], batch_size: int, micro_tokens: int, seed: int,
-                 rank: int = 0, world: int = 1):
+                 rank: int = 0, world: int = 1, first: int = 0, static: bool = False):
         self.source, self.collate, self.batch_size, self.micro_tokens = source, collate, batch_size, micro_tokens
-        self.seed, self.rank, self.world = seed, rank, world
+        self.seed, self.rank, self.world, self.first, self.static = seed, rank, world, first, static
         self._order = lru_cache(maxsize=2)(lambda epoch: permutation(len(source.lengths), seed, epoch))
 
     @property
@@ -170,10 +171,10 @@ class Batches:
     def examples(self, step: int) -> tuple[np.ndarray, Tensor]:
         """Rows and keys of all examples of a step, over all ranks."""
         count = len(self.source.lengths)
-        places = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
-        epochs = places // count
+        places = np.arange((step - self.first) * self.batch_size, (step - self.first + 1) * self.batch_size)
+        epochs = places // count + (self.first << 20)  # a source that begins later has epochs of its own
         rows = np.concatenate([self._order(int(e))[places[epochs == e] % count] for e in np.unique(epochs)])
-        return rows, example_keys(self.seed, torch.from_numpy(epochs), torch.from_numpy(rows))
+        return rows, example_keys(self.seed, 0 if self.static else torch.from_numpy(epochs), torch.from_numpy(rows))
 
     def prefetched(self, first: int, last: int, ahead: int = 2) -> Iterator[list[Any]]:
         """Steps first .. last-1, made `ahead` of time by a thread, so that an accelerator never waits for them.

@@ -1,13 +1,16 @@
 """Checkpoints: everything a run needs to go on bit for bit, written whole or not at all.
 
 checkpoints/step-N/ holds `objective.safetensors` (encoder and heads), `optimizer.pt` (optimiser and random states, read with
-`weights_only`) and `state.json` (counters).
+`weights_only`), `state.json` (counters) and, where the objective chooses its examples, `rows.safetensors` (those of this round).
 """
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import safetensors.numpy
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -18,11 +21,13 @@ from foretext.training.distributed import World
 from foretext.training.step import random_state, set_random_state
 
 
-def save(folder: Path, objective: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep: int, world: World) -> Path:
+def save(folder: Path, objective: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep: int, world: World,
+         rows: Mapping[str, np.ndarray] | None = None) -> Path:
     """Write checkpoints/step-N under `folder` and delete all but the last `keep` and the best.
 
     Args:
         state: counters, JSON-ready; must hold "step", and "best_step" (or None).
+        rows: the examples that the objective arranged (`training.refresh`).
     """
     random = [world.gather_rows(part[None])[0] for part in random_state(world.device)]  # every rank's own
     target = folder / "checkpoints" / f"step-{state['step']}"
@@ -30,6 +35,8 @@ def save(folder: Path, objective: nn.Module, optimizer: torch.optim.Optimizer, s
         with whole_folder(target, overwrite=True) as new:
             save_file(tensors(objective), new / "objective.safetensors")
             torch.save({"optimizer": optimizer.state_dict(), "random": random}, new / "optimizer.pt")
+            if rows:
+                safetensors.numpy.save_file({name: np.ascontiguousarray(value) for name, value in rows.items()}, new / "rows.safetensors")
             write_json(new / "state.json", state)
         for old in steps(folder)[:-keep]:
             if old != state["best_step"]:
@@ -59,6 +66,12 @@ def load(folder: Path, step: int, objective: nn.Module, optimizer: torch.optim.O
         raise UserError(f"{path}: written by {len(saved['random'][0])} processes and read by {world.size}, "
                         "and dropout draws its numbers per process: start as many, or set dropout to 0")
     return read_json(path / "state.json")
+
+
+def load_rows(folder: Path, step: int) -> dict[str, np.ndarray]:
+    """The examples of the round that a checkpoint is in; {} where the objective arranges none."""
+    path = folder / "checkpoints" / f"step-{step}" / "rows.safetensors"
+    return safetensors.numpy.load_file(path) if path.is_file() else {}
 
 
 def load_objective(path: Path, objective: nn.Module) -> None:

@@ -1,9 +1,9 @@
 """The training loop, for every objective: it knows batches, sums and counts, and no objective by name."""
 
 import ctypes
-import math
 import signal
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +16,14 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from foretext.objectives.base import Batch, Objective
 from foretext.progress import console, progress
-from foretext.text.batches import Batches, Source, split_evenly
+from foretext.text.batches import Source, split_evenly
 from foretext.text.randomness import example_keys
 from foretext.training import checkpoint
 from foretext.training.distributed import World
 from foretext.training.folder import describe, open_run
-from foretext.training.optim import OptimConfig, learning_rate, make_optimizer, set_rate
+from foretext.training.optim import OptimConfig, clip_gradients, learning_rate, make_optimizer, set_rate
+from foretext.training.recompute import recompute_activations
+from foretext.training.refresh import Rounds
 from foretext.training.step import Sums, backward, measure
 from foretext.training.telemetry import Log, Speed
 
@@ -48,6 +50,9 @@ class TrainingConfig(BaseModel):
     log_every: int = Field(20, gt=0, description="updates between reports")
     valid_every: int = Field(200, gt=0, description="updates between validations")
     valid_examples: int = Field(1024, gt=0, description="held-out examples used, at most")
+    patience: int | None = Field(None, gt=0, description="validations in a row without an improvement after which the run ends")
+    checkpoint_activations: bool = Field(False, description="keep only what enters each layer, compute the rest again on the way back: "
+                                                            "less memory, a third more time, the same result")
     checkpoint_every: int = Field(500, gt=0, description="updates between checkpoints")
     keep: int = Field(2, gt=0, description="newest checkpoints kept, besides the best")
 
@@ -58,6 +63,10 @@ class TrainingConfig(BaseModel):
         if len(given) > 1:
             raise ValueError(f"say how long by one of steps, tokens, epochs and minutes, found {' and '.join(given)}")
         return values if given else values | cls.default_budget
+
+
+Judge = Callable[[], dict[str, float]]
+"""Measures of the model by name, higher is better; the first says which checkpoint is the best."""
 
 
 @dataclass
@@ -78,12 +87,13 @@ class Stopped(Exception):
 
 
 def train(objective: Objective, source: Source, output: str | Path, config: TrainingConfig, valid: Source | None = None,
-          world: World | None = None, overwrite: bool = False) -> Result:
+          world: World | None = None, overwrite: bool = False, judge: Judge | None = None) -> Result:
     """Train `objective` on `source` and leave a run folder; a run that was interrupted goes on where its last checkpoint is.
 
     Args:
         valid: held-out examples, measured every `valid_every` updates with the masks of epoch 0.
         world: this process among others; by default what torchrun says.
+        judge: measures the objective's encoder as it is, at each validation; without it the best is the one with the lowest loss.
     Returns:
         `Result`; the weights are in `objective` and in checkpoints/.
     Raises:
@@ -95,14 +105,20 @@ def train(objective: Objective, source: Source, output: str | Path, config: Trai
     objective.to(world.device).train()
     precision = config.precision or ("bf16" if has_bf16(world.device) else "fp32")
     objective.encoder.compute_dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    if config.checkpoint_activations:
+        recompute_activations(objective)
     model = world.wrap(objective)
     optimizer = make_optimizer(objective, config.optim)
-    batches = Batches(source, objective.collate, config.batch_size, config.micro_tokens, config.seed, world.rank, world.size)
-    state = {"step": 0, "updates": 0, "tokens": 0, "best": None, "best_step": None, "valid": {}}
-    total = open_run(output, describe(objective, source, config), overwrite, world, lambda: budget(config, source, model, batches, world))
+    rounds = Rounds(objective, source, valid, config.batch_size, config.micro_tokens, config.seed, world)
+    state = {"step": 0, "updates": 0, "tokens": 0, "best": None, "best_step": None, "waited": 0, "valid": {}}
+    total = open_run(output, describe(objective, source, config), overwrite, world, lambda: budget(config, model, rounds, world))
     torch.manual_seed(config.seed + world.rank)  # dropout alone draws from it; after the budget's probe, which may not have run
     if saved := checkpoint.steps(output):
         state = checkpoint.load(output, saved[-1], objective, optimizer, world)
+        if config.patience and state["waited"] >= config.patience:
+            total = state["updates"]
+        if objective.refresh_every:
+            rounds.restore(state["round"], checkpoint.load_rows(output, saved[-1]))
         if world.first:
             console.print(f"{output}: " + (f"going on from step {saved[-1]} of {total}" if state["updates"] < total else "already trained"))
     log = Log(output, state["step"]) if world.first else None
@@ -112,14 +128,12 @@ def train(objective: Objective, source: Source, output: str | Path, config: Trai
 
     def save() -> None:
         if not (saved := checkpoint.steps(output)) or saved[-1] != state["step"]:
-            checkpoint.save(output, objective, optimizer, state, config.keep, world)
+            checkpoint.save(output, objective, optimizer, state | {"round": rounds.first}, config.keep, world, rounds.rows)
 
     what = f"{objective.name} ({precision})"
     with stop, progress(what, total) if world.first else nullcontext(lambda *_, **__: None) as advance:
         advance(state["updates"])
-        for micro_batches in batches.prefetched(state["step"], state["step"] + 2 * total, ahead=2 if world.device.type == "cuda" else 0):
-            if state["updates"] == total:
-                break
+        for micro_batches in rounds.steps(state, total, ahead=2 if world.device.type == "cuda" else 0):
             rate = learning_rate(config.optim, state["updates"], total)
             set_rate(optimizer, rate)  # before the step, so that the first update has the first rate
             with speed.count() if speed.flops_per_token is None else nullcontext() as counter:
@@ -127,7 +141,7 @@ def train(objective: Objective, source: Source, output: str | Path, config: Trai
             read = sum(batch.tokens for batch in micro_batches)
             if speed.flops_per_token is None:
                 speed.counted(counter, read)
-            norm = torch.nn.utils.clip_grad_norm_(objective.parameters(), config.optim.clip or math.inf)
+            norm = clip_gradients(objective, config.optim)
             state["step"] += 1
             state["tokens"] += read * world.size  # ranks hold about equal shares
             if not torch.isfinite(norm):
@@ -138,25 +152,33 @@ def train(objective: Objective, source: Source, output: str | Path, config: Trai
             bad = 0
             optimizer.step()
             optimizer.zero_grad()
+            objective.updated()
             state["updates"] += 1
             merge(sums, part)
             speed.add(read)
             done = state["updates"]
 
             if done % config.log_every == 0 or done == total:
-                latest = report(sums, objective, world) | {"lr": rate, "gradient_norm": float(norm)} | speed.report()
+                latest = report(sums, objective, world) | {"lr": rate, "gradient_norm": float(norm)} | speed.report() | rounds.report
                 sums = {}
                 if log:
                     log.write(state["step"], latest)
-            if valid is not None and (done % config.valid_every == 0 or done == total):
-                state["valid"] = validate(objective, valid, config, world)
-                if state["best"] is None or state["valid"]["valid_loss"] < state["best"]:
-                    state["best"], state["best_step"] = state["valid"]["valid_loss"], state["step"]
+            if (rounds.valid is not None or judge) and (done % config.valid_every == 0 or done == total):
+                state["valid"] = validate(objective, rounds.valid, config, world) if rounds.valid is not None else {}
+                judged = judgement(judge, objective, world) if judge else {}
+                state["valid"] |= judged
+                penalty = -next(iter(judged.values())) if judged else state["valid"]["valid_loss"]
+                state["waited"] += 1
+                if state["best"] is None or penalty < state["best"]:
+                    state["best"], state["best_step"], state["waited"] = penalty, state["step"], 0
                     save()
                 if log:
                     log.write(state["step"], state["valid"])
                 speed.restart()
             advance(1, note=speed_line(latest, state["valid"]))
+            if config.patience and state["waited"] >= config.patience:
+                save()
+                break
             stopped = world.any(stop.asked)
             if done % config.checkpoint_every == 0 or done == total or stopped:
                 save()
@@ -167,22 +189,26 @@ def train(objective: Objective, source: Source, output: str | Path, config: Trai
     return Result(state["step"], time.monotonic() - start, state["tokens"], latest | state["valid"], state["best_step"])
 
 
-def budget(config: TrainingConfig, source: Source, model: torch.nn.Module, batches: Batches, world: World) -> int:
+def budget(config: TrainingConfig, model: torch.nn.Module, rounds: Rounds, world: World) -> int:
     """How many updates the run makes."""
     if config.steps:
         return config.steps
+    rounds.begin()
     if config.epochs:
-        return max(1, round(config.epochs * batches.steps_per_epoch))
+        return max(1, round(config.epochs * rounds.batches.steps_per_epoch))
     if config.tokens:
-        return max(1, round(config.tokens / (float(np.mean(source.lengths)) * config.batch_size)))
+        return max(1, round(config.tokens / (float(np.mean(rounds.source.lengths)) * config.batch_size)))
     seconds = []
     for step in range(PROBED):
         begin = time.perf_counter()
-        backward(model, batches.step(step), world)
+        backward(model, rounds.batches.step(step), world)
         seconds.append(time.perf_counter() - begin)
         model.zero_grad()
     # The first two steps warm up caches and are not counted; ranks must agree, so they take their mean.
-    usual = world.sum(torch.tensor(median(seconds[2:]), device=world.device)).item() / world.size
+    usual = median(seconds[2:])
+    if rounds.every:
+        usual += rounds.report["refresh_seconds"] / rounds.every
+    usual = world.sum(torch.tensor(usual, device=world.device)).item() / world.size
     return max(1, int(config.minutes * 60 / usual))
 
 
@@ -200,6 +226,18 @@ def validate(objective: Objective, valid: Source, config: TrainingConfig, world:
         merge(sums, measure(objective, micro, world.device))
     objective.train()
     return {f"valid_{name}": value for name, value in report(sums, objective, world).items()}
+
+
+def judgement(judge: Judge, objective: Objective, world: World) -> dict[str, float]:
+    """What `judge` says on the first rank, told to all."""
+    objective.eval()
+    values = judge() if world.first else {}
+    objective.train()
+    if world.size == 1:
+        return values
+    found: list[Any] = [values]
+    torch.distributed.broadcast_object_list(found, device=world.device)
+    return found[0]
 
 
 def merge(sums: Sums, part: Sums) -> None:

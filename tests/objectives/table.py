@@ -9,6 +9,8 @@ from foretext.model.presets import preset
 from foretext.model.towers import new_encoder
 from foretext.objectives import OBJECTIVES, TASKS
 from foretext.text.batches import Batches
+from foretext.text.clusters import ClusterSource, texts_of
+from foretext.text.evidence import Clusters
 from foretext.text.grouped import GroupedPairs, Lists
 from foretext.text.labelled import LabelledTexts
 from foretext.text.pairs import Conversations, Texts
@@ -24,10 +26,12 @@ TABLE += [("dual", "convert-mini")]
 # At temperature .02 a rounding of a cosine is multiplied by 50, which alone is above the 1e-6 asked of fp32 gradients.
 # A dot product of vectors that are not normalised is just as sharp. An untrained cross-encoder scores the passages of a group alike, and
 # the gradient of the listwise loss is the small difference of large ones: test_rerank.py takes one that tells them apart.
-CONFIGS = {"contrastive": {"temperature": 0.1}, "dual": {"scale_start": 5.0, "reduction": "2ha", "output": "ffn_stack"}, "cocondenser": {"temperature": 32.0},
+CONFIGS = {"contrastive": {"temperature": 0.1}, "marge": {"refresh_every": 2, "cluster_tokens": 200},
+           "dual": {"scale_start": 5.0, "reduction": "2ha", "towers": "separate"},
+           "convert": {"score_scale": "learned", "scale_start": 5.0}, "cocondenser": {"temperature": 32.0}, "seq2seq": {"decoder_layers": 2},
            "rerank": {"dropout": 0.0, "loss": "pointwise"}, "classify": {"dropout": 0.0, "labels": ("a", "b", "c")}}
 
-NOTHING_TO_CHOOSE = {"contrastive", "dual", "convert", "clm", "classify"}  # given pairs and whole texts: every epoch shows the same
+NOTHING_TO_CHOOSE = {"marge", "contrastive", "convert", "clm", "classify"}  # given pairs and whole texts: every epoch shows the same
 
 
 @lru_cache
@@ -51,6 +55,8 @@ def make_objective(name: str, layout: str = "bert-tiny", seed: int = 0, **change
         for parameter in objective.parameters():
             if parameter.ndim == 1:
                 parameter += 0.05 * torch.randn_like(parameter)
+        if layout.startswith("convert"):
+            encoder.words.weight *= 20  # fresh, it says nearly the same of every text, and differences of vectors are rounding
     return objective
 
 
@@ -76,6 +82,8 @@ def make_source(objective, count: int = 48):
     numbers = np.arange(count)
     if objective.name == "convert":
         return Talks(queries, passages, made_up_texts(count, seed=12), small_tokenizer())
+    if objective.reads == "clusters":
+        return related_texts(texts)
     if objective.reads == "groups":
         positives, negatives = Lists.of(numbers[:, None].tolist()), Lists.of([[(i + j) % count for j in range(1, 7)] for i in numbers])
         return GroupedPairs(queries, passages, numbers, positives, negatives, small_tokenizer(), size=3)
@@ -84,6 +92,13 @@ def make_source(objective, count: int = 48):
     if objective.reads == "pairs":
         return GroupedPairs.linked(queries, passages, np.stack((np.arange(count), np.arange(count)), 1), small_tokenizer())
     return Texts(texts, small_tokenizer())
+
+
+def related_texts(texts: list[str], tokenizer: Tokenizer | None = None) -> ClusterSource:
+    """Texts in fixed clusters: two neighbours are rebuilt from themselves and the two texts after them."""
+    source, count = Texts(texts, tokenizer or small_tokenizer()), len(texts)
+    groups = [([i, i + 1], [(i + j) % count for j in range(4)]) for i in range(0, count, 2)]
+    return ClusterSource(*2 * [texts_of(source, np.arange(count))], Clusters.of(groups))
 
 
 def one_step(objective, batch_size: int = 32, micro_tokens: int = 10**9, step: int = 0, rank: int = 0, world: int = 1):

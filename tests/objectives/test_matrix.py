@@ -22,6 +22,7 @@ from foretext.training.distributed import World
 from foretext.training.step import backward
 from foretext.verbs.pretrain import PretrainConfig, make_objective
 from tests.conftest import made_up_texts
+from tests.objectives.table import related_texts
 
 ALONE = World(0, 1, torch.device("cpu"))
 PAGE = Path(__file__).parents[2] / "docs" / "objectives.md"
@@ -51,12 +52,14 @@ def examples_for(objective):
     texts = made_up_texts(TEXTS, seed=11)
     if objective.reads == "documents":
         source = Texts(texts, objective.tokenizer)
+    elif objective.reads == "clusters":
+        source = related_texts(texts, objective.tokenizer)
     else:
         halves = [text.split(" ") for text in texts]
         numbers = np.arange(TEXTS)
         source = GroupedPairs.linked([" ".join(h[: len(h) // 2]) for h in halves], [" ".join(h[len(h) // 2 :]) for h in halves],
                                np.stack((numbers, numbers), 1), objective.tokenizer)
-    rows = np.arange(TEXTS)
+    rows = np.arange(len(source.lengths))
     return source.read(rows, example_keys(1, 0, torch.from_numpy(rows)))
 
 
