@@ -40,7 +40,10 @@ def open_vectors(folder: str | Path) -> Vectors:
     folder = Path(folder)
     manifest = read_json(folder / "manifest.json") if (folder / "manifest.json").exists() else {}
     paths = sorted(folder.glob("vectors-*.npy"), key=lambda path: path.name.encode())
-    counts = manifest.get("counts", {})
+    # Shards that were made side by side each wrote the manifest: what is finished says the shard's own file.
+    finished = {str(s): read_json(folder / f"shard-{s}.json")["count"] for s in range(manifest.get("shards", 0))
+                if (folder / f"shard-{s}.json").is_file()}
+    counts = dict(sorted((manifest.get("counts", {}) | finished).items(), key=lambda item: int(item[0])))
     if "counts" in manifest and len(counts) < manifest.get("shards", 0):
         raise UserError(f"{folder}: only {len(counts)} of {manifest['shards']} shards are finished; encode the others")
     if counts:
@@ -164,13 +167,13 @@ def _true_places(mask):
 
 def rescored(queries: np.ndarray, shards: list[np.ndarray], candidates: np.ndarray, k: int,
              similarity: str) -> tuple[np.ndarray, np.ndarray]:
-    """Products of each query with its candidates (Q, C) in fp64, and the best k of them."""
+    """Products of each query with its candidates (Q, C) in fp64, and the best k of them; -1 is an empty place."""
     k = min(k, candidates.shape[1])
     starts = np.cumsum([0] + [len(shard) for shard in shards])
-    scores = np.empty((len(queries), k), dtype=np.float32)
-    indices = np.empty((len(queries), k), dtype=np.int64)
+    scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
+    indices = np.full((len(queries), k), -1, dtype=np.int64)
     for q, numbers in enumerate(candidates):
-        numbers = np.sort(numbers)
+        numbers = np.sort(numbers[numbers >= 0])
         documents = np.concatenate([shard[numbers[(numbers >= start) & (numbers < start + len(shard))] - start]
                                     for start, shard in zip(starts, shards)]).astype(np.float64)
         query = queries[q].astype(np.float64)
@@ -180,8 +183,26 @@ def rescored(queries: np.ndarray, shards: list[np.ndarray], candidates: np.ndarr
             products = np.divide(products, lengths, out=np.zeros_like(products), where=lengths > 0)
         products = products.astype(np.float32)
         order = np.argsort(-products, kind="stable")[:k]
-        scores[q], indices[q] = products[order], numbers[order]
+        scores[q, :len(order)], indices[q, :len(order)] = products[order], numbers[order]
     return scores, indices
+
+
+def split_rows(shards: Sequence[np.ndarray], part: int, parts: int) -> tuple[list[np.ndarray], int]:
+    """The `part`-th (from 0) of `parts` equal runs of rows, as views, and the number of its first row."""
+    rows = sum(map(len, shards))
+    first, last = rows * part // parts, rows * (part + 1) // parts
+    starts = np.cumsum([0] + [len(shard) for shard in shards])
+    views = [shard[max(first - start, 0):max(last - start, 0)] for start, shard in zip(starts.tolist(), shards)]
+    return [view for view in views if len(view)], first
+
+
+def merge_found(scores: np.ndarray, indices: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The best k of results of several parts side by side, (Q, parts * k) with numbers through all parts; -1 is an empty place.
+
+    Exactly what one search over everything finds: scores do not depend on the split, and ties go to the lower number there as here.
+    """
+    order = np.lexsort((indices, -scores))[:, :k]
+    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(indices, order, axis=1)
 
 
 def blocks(shards: list[np.ndarray], block_rows: int) -> Iterator[tuple[int, np.ndarray]]:
