@@ -12,12 +12,16 @@ import torch
 import torch.nn.functional as F
 
 from foretext.files import whole_file, whole_folder, write_json
+from foretext.model.encoder import Encoder, Linear
 from foretext.model.folder import Heads, write_heads
 from foretext.model.heads import TokenHead
 from foretext.model.huggingface import write_encoder
+from foretext.model.towers import is_towers, write_towers
 from foretext.retrieval.embed import TextEncoder
+from foretext.retrieval.towers import TowerEncoder
 
 KINDS = ("query", "document")
+QUERY_MODEL, PASSAGE_MODEL = "query_model", "passage_model"  # RetroMAE's names
 TOLERANCE = 1e-5  # of a vector's largest feature or of 1, whichever is larger
 
 # The oldest versions that read these files; a newer library reads them too, an older one warns.
@@ -58,22 +62,24 @@ def export(model: TextEncoder, folder: str | Path, head: TokenHead | None = None
 
 def write(model: TextEncoder, folder: Path, head: TokenHead | None, card: Mapping[str, Any], heads: Heads | None) -> None:
     """Write every file into an existing folder, unchecked."""
-    tokenizer, config = model.tokenizer, model.encoder.config
-    ids = {"pad": tokenizer.pad_id, "cls": tokenizer.cls_id, "sep": tokenizer.sep_id}
-    write_encoder(model.encoder, folder, ids, head, vocab_size=tokenizer.size)
-    tokenizer.save(folder, model.max_len, token_types=config.family in ("bert", "electra"))
+    own = isinstance(model, TowerEncoder)
+    if own:
+        _write_towers(model, folder)
+        first = "Towers"
+    elif model.document_encoder is None:
+        _write_transformer(model, model.encoder, folder, head)
+        first = "Transformer"
+    else:
+        _write_router(model, folder)
+        first = "Router"
     if heads is not None:
         write_heads(folder, heads)
 
-    kinds = [("", "Transformer"), ("1_Pooling", "Pooling")] + [("2_Normalize", "Normalize")] * model.normalized
-    modules = [(path, f"sentence_transformers.models.{kind}") for path, kind in kinds]
-    modules = [{"idx": i, "name": str(i), "path": path, "type": kind} for i, (path, kind) in enumerate(modules)]
-    write_json(folder / "modules.json", modules)
-    pooling = {f"pooling_mode_{key}": mode == model.pooling for key, mode in POOLING_MODES.items()}
-    write_json(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": model.dimension, **pooling, "include_prompt": True})
-    if model.normalized:
-        write_json(folder / "2_Normalize" / "config.json", {})  # version control drops empty folders
-    write_json(folder / "sentence_bert_config.json", {"max_seq_length": model.max_len, "do_lower_case": model.lowercase})
+    if own:
+        modules = [{"idx": 0, "name": "0", "path": "", "type": "foretext.interop.sentence_transformers.DualEncoder"}]
+        write_json(folder / "modules.json", modules)
+    else:
+        _write_modules(model, first, folder)
     prompts = {name: text for name, text in model.prompts.items() if name != "default"}
     settings = {"__version__": VERSIONS, "prompts": prompts | {kind: model.prompt(kind) for kind in KINDS},
                 "default_prompt_name": None, "similarity_fn_name": model.similarity}  # fmt: skip
@@ -82,13 +88,70 @@ def write(model: TextEncoder, folder: Path, head: TokenHead | None, card: Mappin
         file.write(model_card(model, head, card, heads))
 
 
+def _write_modules(model: TextEncoder, first: str, folder: Path) -> None:
+    """How token states become a vector, for sentence-transformers."""
+    modules = [("", first), ("1_Pooling", "Pooling")]
+    modules += [("2_Dense", "Dense")] * (model.projection is not None) + [("2_Normalize", "Normalize")] * model.normalized
+    if model.projection is not None and model.normalized:
+        modules[-1] = ("3_Normalize", "Normalize")
+    write_json(folder / "modules.json", [{"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+                                         for i, (path, kind) in enumerate(modules)])  # fmt: skip
+    pooling = {f"pooling_mode_{key}": mode == model.pooling for key, mode in POOLING_MODES.items()}
+    width = model.encoder.config.width
+    write_json(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": width, **pooling, "include_prompt": True})
+    if model.projection is not None:
+        _write_dense(model.projection, folder / "2_Dense")
+    if model.normalized:
+        write_json(folder / modules[-1][0] / "config.json", {})  # version control drops empty folders
+
+
+def _write_towers(model: TowerEncoder, folder: Path) -> None:
+    """A dual encoder that no class of transformers holds, in foretext's own format."""
+    write_towers(model.towers, folder)
+    model.tokenizer.save(folder, model.max_len, token_types=False)
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": model.max_len, "do_lower_case": model.lowercase})
+
+
+def _write_transformer(model: TextEncoder, encoder: Encoder, folder: Path, head: TokenHead | None = None) -> None:
+    """One encoder with its tokenizer, as transformers and the library's Transformer module load it."""
+    tokenizer = model.tokenizer
+    ids = {"pad": tokenizer.pad_id, "cls": tokenizer.cls_id, "sep": tokenizer.sep_id}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_encoder(encoder, folder, ids, head, vocab_size=tokenizer.size)
+    tokenizer.save(folder, model.max_len, token_types=encoder.config.family in ("bert", "electra"))
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": model.max_len, "do_lower_case": model.lowercase})
+
+
+def _write_router(model: TextEncoder, folder: Path) -> None:
+    """Two encoders: the library's Router, in folders named as RetroMAE names those of a bi-encoder that is not tied."""
+    _write_transformer(model, model.encoder, folder / QUERY_MODEL)
+    _write_transformer(model, model.document_encoder, folder / PASSAGE_MODEL)
+    kind = "sentence_transformers.models.Transformer"
+    write_json(folder / "router_config.json", {
+        "types": {QUERY_MODEL: kind, PASSAGE_MODEL: kind},
+        "structure": {"query": [QUERY_MODEL], "document": [PASSAGE_MODEL]},
+        "parameters": {"default_route": "document", "allow_empty_key": True},
+    })  # fmt: skip
+
+
+def _write_dense(projection: Linear, folder: Path) -> None:
+    from safetensors.torch import save_file
+
+    folder.mkdir()
+    tensors = {f"linear.{name}": tensor.detach().cpu().contiguous() for name, tensor in projection.state_dict().items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    write_json(folder / "config.json", {"in_features": projection.in_features, "out_features": projection.out_features,
+                                        "bias": projection.bias is not None,
+                                        "activation_function": "torch.nn.modules.linear.Identity"})  # fmt: skip
+
+
 def model_card(model: TextEncoder, head: TokenHead | None, card: Mapping[str, Any], heads: Heads | None) -> str:
     """README.md with the YAML head that the hub reads."""
     import jinja2
 
     template = (Path(__file__).parent / "card.md.j2").read_text(encoding="utf-8")
     environment = jinja2.Environment(undefined=jinja2.ChainableUndefined, keep_trailing_newline=True)
-    parameters = sum(parameter.numel() for parameter in model.encoder.parameters())
+    parameters = sum(parameter.numel() for parameter in getattr(model, "towers", model.encoder).parameters())
     return environment.from_string(template).render(
         model=model, config=model.encoder.config, head=head, card=card, heads=heads, parameters=parameters
     )
@@ -107,8 +170,9 @@ def verify(model: TextEncoder, folder: Path) -> dict[str, float]:
     finally:
         model.dtype = dtype
     with quiet():
-        got = {"foretext": _encode(TextEncoder.load(folder, "cpu", torch.float32), probes),
-               "transformers": _with_transformers(model, folder, probes)}  # fmt: skip
+        got = {"foretext": _encode(TextEncoder.load(folder, "cpu", torch.float32), probes)}
+        if not isinstance(model, TowerEncoder):
+            got["transformers"] = _with_transformers(model, folder, probes)
         if importlib.util.find_spec("sentence_transformers"):
             got["sentence-transformers"] = _with_sentence_transformers(folder, probes)
     scale = max(1.0, float(np.abs(expected).max()))
@@ -128,22 +192,35 @@ def _encode(model: TextEncoder, probes: list[str]) -> np.ndarray:
 def _with_transformers(model: TextEncoder, folder: Path, probes: list[str]) -> np.ndarray:
     from transformers import AutoModel, AutoTokenizer
 
-    texts = [model.prompt(kind) + text for kind in KINDS for text in probes]
-    texts = [text.lower() for text in texts] if model.lowercase else texts
-    tokenizer, network = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
-    batch = tokenizer(texts, padding=True, truncation=True, max_length=model.max_len, return_tensors="pt")
-    with torch.no_grad():
-        states = network(**batch).last_hidden_state
-    mask = batch["attention_mask"][:, :, None]
-    vectors = states[:, 0] if model.pooling == "cls" else (states * mask).sum(1) / mask.sum(1)
-    return (F.normalize(vectors, dim=-1) if model.normalized else vectors).numpy()
+    homes = {kind: folder for kind in KINDS}
+    if model.document_encoder is not None:
+        homes = {"query": folder / QUERY_MODEL, "document": folder / PASSAGE_MODEL}
+    found = []
+    for kind in KINDS:
+        texts = [model.prompt(kind) + text for text in probes]
+        texts = [text.lower() for text in texts] if model.lowercase else texts
+        tokenizer, network = AutoTokenizer.from_pretrained(homes[kind]), AutoModel.from_pretrained(homes[kind]).eval()
+        batch = tokenizer(texts, padding=True, truncation=True, max_length=model.max_len, return_tensors="pt")
+        with torch.no_grad():
+            states = network(**batch).last_hidden_state
+            mask = batch["attention_mask"][:, :, None]
+            if model.pooling == "mean":
+                vectors = (states * mask).sum(1) / mask.sum(1)
+            else:
+                place = 0 if model.pooling == "cls" else mask.sum((1, 2)) - 1
+                vectors = states[torch.arange(len(states)), place]
+            vectors = vectors if model.projection is None else F.linear(vectors, model.projection.weight, model.projection.bias)
+        found.append(F.normalize(vectors, dim=-1) if model.normalized else vectors)
+    return torch.cat(found).numpy()
 
 
 def _with_sentence_transformers(folder: Path, probes: list[str]) -> np.ndarray:
     from sentence_transformers import SentenceTransformer
 
-    model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
-    return np.concatenate([model.encode(probes, prompt_name=kind, show_progress_bar=False) for kind in KINDS])
+    # The library wants to be trusted before it imports a module of ours, which a dual encoder's folder names.
+    model = SentenceTransformer(str(folder), device="cpu", local_files_only=True, trust_remote_code=is_towers(folder))
+    encode = {"query": model.encode_query, "document": model.encode_document}
+    return np.concatenate([encode[kind](probes, show_progress_bar=False) for kind in KINDS])
 
 
 @contextmanager

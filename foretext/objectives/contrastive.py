@@ -33,8 +33,9 @@ from foretext.model.encoder import Encoder, Linear, Tokens
 from foretext.model.heads import Pooling, sequence_vectors
 from foretext.objectives.base import Batch, Objective, ObjectiveConfig, Step, flat, longest_first
 from foretext.objectives.show import Note, Row, Shown, Token, bounds
-from foretext.text.batches import Documents
-from foretext.text.pairs import Pairs
+from foretext.text.batches import Documents, Source
+from foretext.text.pairs import PairChoice, Pairs
+from foretext.text.store import Store
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,13 @@ class Contrastive(Objective):
         prompts = (self.config.query_prompt, self.config.document_prompt)
         self.prompts = [[tokenizer.cls_id, *ids.tolist()] for ids in tokenizer.encode(list(prompts))]
 
+    def source(self, store: Store, part: str, valid_share: float, pairs: PairChoice) -> Source:
+        """Pairs of a store, which have no teacher."""
+        if self.config.distill or self.config.margin is not None:
+            raise UserError("objective.distill and objective.margin need a teacher's scores, and pairs made from a store have none: "
+                            "take foretext finetune retriever")
+        return super().source(store, part, valid_share, pairs)
+
     def collate(self, examples: Pairs) -> PairBatch:
         query_len = min(self.config.query_max_len or self.max_len, self.max_len)
         queries, query_places = self._side(examples.queries, self.prompts[0], query_len)
@@ -124,8 +132,6 @@ class Contrastive(Objective):
         counts = {"contrastive": len(examples.queries)}
         if self.config.distill:
             counts["distill"] = self._taught(examples)
-        if self.config.margin is not None and examples.scores is None and examples.guide is None:
-            raise UserError("objective.margin: there is no teacher to compare with; give teacher scores or a teacher")
         guide = examples.guide if self.config.margin is not None and examples.guide is not None else (None, None)
         return PairBatch(counts, len(queries.ids) + len(passages.ids), examples.passages.documents,
                          queries, passages, query_places, passage_places, examples.queries.documents, examples.passages.documents,

@@ -6,6 +6,7 @@ n texts   T tokens   B texts of one batch   D features of a vector
 import hashlib
 import itertools
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -19,14 +20,16 @@ from torch import Tensor
 
 from foretext.errors import UserError
 from foretext.files import inside, read_json, whole_file, write_json
-from foretext.model.encoder import Encoder, Tokens
-from foretext.model.folder import locate
-from foretext.model.heads import Pooling, pool
+from foretext.model.encoder import Encoder, Linear, Tokens
+from foretext.model.folder import locate, read_tensors
+from foretext.model.heads import Pooling, sequence_vectors
 from foretext.model.huggingface import load_encoder
+from foretext.model.towers import is_towers
 from foretext.progress import progress
 from foretext.text.tokenizer import Tokenizer
 
 Kind = Literal["query", "document"]
+MODULES = re.compile("(Transformer|Router) Pooling( Dense)?( Normalize)?")  # the chains that are read
 PROMPT_NAMES = {"query": ("query",), "document": ("document", "passage", "corpus")}  # as sentence-transformers looks them up
 TOKENS_AT_ONCE = {"cpu": 4096, "cuda": 65_536}
 
@@ -60,6 +63,8 @@ class TextEncoder:
         max_len: int | None = None,
         similarity: str = "cosine",
         dtype: torch.dtype | None = None,
+        document_encoder: Encoder | None = None,
+        projection: Linear | None = None,
     ):
         """Wrap a live encoder; its weights are used as they are at each call.
 
@@ -68,6 +73,8 @@ class TextEncoder:
             max_len: longest input in tokens, special tokens and prompt included; default: the encoder's.
             similarity: "cosine" or "dot", how two vectors are meant to be compared.
             dtype: of the computation; default: the encoder's own.
+            document_encoder: for documents, where they do not have the same as queries.
+            projection: applied to the pooled states.
         """
         if similarity not in ("cosine", "dot"):
             raise UserError(f"similarity {similarity!r} is neither 'cosine' nor 'dot'")
@@ -77,6 +84,7 @@ class TextEncoder:
                 "word vectors: they do not belong together"
             )
         self.encoder, self.tokenizer, self.pooling, self.normalized = encoder, tokenizer, pooling, normalize
+        self.document_encoder, self.projection = document_encoder, projection
         self.prompts, self.similarity, self.dtype = dict(prompts or {}), similarity, dtype
         self.max_len = min(max_len or encoder.config.max_len, encoder.config.max_len)
         self.lowercase, self.last_cut, self.notes = False, Cut(0, 0), ()
@@ -89,11 +97,17 @@ class TextEncoder:
             device: default: the GPU if there is one.
             dtype: of the computation; default: fp32 on the CPU (so that scores are those of other libraries), bf16 on a GPU.
         Raises:
-            UserError: not a model folder, or it asks for a module (a Dense projection, say) that is not here.
+            UserError: not a model folder, or it asks for a module that is not here.
         """
         folder = locate(source)
+        if is_towers(folder):
+            from foretext.retrieval.towers import TowerEncoder  # it is one of these, so that it cannot be imported above
+
+            return TowerEncoder.load(folder, device, dtype)
         settings = read_settings(folder)
         encoder = load_encoder(settings.transformer).eval()
+        document_encoder = load_encoder(settings.document_transformer).eval() if settings.document_transformer else None
+        projection = _read_projection(settings.projection) if settings.projection else None
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
         model = cls(
@@ -105,6 +119,8 @@ class TextEncoder:
             settings.max_len,
             settings.similarity,
             dtype,
+            document_encoder and document_encoder.to(device),
+            projection and projection.to(device),
         )
         model.lowercase, model.notes = settings.lowercase, settings.notes
         return model
@@ -112,7 +128,11 @@ class TextEncoder:
     @property
     def dimension(self) -> int:
         """D"""
-        return self.encoder.config.width
+        return self.encoder.config.width if self.projection is None else self.projection.out_features
+
+    def network(self, kind: Kind) -> Encoder:
+        """The encoder of texts of this kind."""
+        return self.document_encoder if kind == "document" and self.document_encoder is not None else self.encoder
 
     @property
     def device(self) -> torch.device:
@@ -138,11 +158,12 @@ class TextEncoder:
                 raise UserError(f"text {i} to embed is {text!r}, which is no string; an empty text is ''")
         ready = [prompt + text for text in texts] if prompt else list(texts)
         ids, lengths = self.tokenizer.encode_flat([text.lower() for text in ready] if self.lowercase else ready)
-        return self.encode_tokens(ids, lengths, token_budget, show_progress)
+        return self.encode_tokens(ids, lengths, token_budget, show_progress, kind)
 
     def encode_tokens(
-        self, ids: np.ndarray, lengths: np.ndarray, token_budget: int | None = None, show_progress: bool = False
-    ) -> np.ndarray:
+        self, ids: np.ndarray, lengths: np.ndarray, token_budget: int | None = None, show_progress: bool = False,
+        kind: Kind = "document",
+    ) -> np.ndarray:  # fmt: skip
         """Embed token rows without special tokens, ids (T,) end to end and lengths (n,): -> (n, D) float32."""
         ids, lengths = np.asarray(ids), np.asarray(lengths, np.int64)
         starts = np.cumsum(lengths) - lengths
@@ -152,21 +173,21 @@ class TextEncoder:
         order = np.argsort(-kept, kind="stable")  # longest first: tight buckets, and memory runs out at once or never
         vectors = np.empty((len(kept), self.dimension), np.float32)
         total = int(kept.sum()) + 2 * len(kept)
-        with inference(self.encoder, self.dtype), progress("embedding tokens", total) if show_progress else nullcontext() as advance:
+        network = self.network(kind)
+        network.compute_dtype = self.encoder.compute_dtype
+        with inference(network, self.dtype), progress("embedding tokens", total) if show_progress else nullcontext() as advance:
             for rows in batches_of(order, kept + 2, budget):
                 tokens = self._frame(ids, starts[rows], kept[rows])
-                vectors[rows] = self.embed(tokens).float().cpu().numpy()
+                vectors[rows] = self.embed(tokens, kind).float().cpu().numpy()
                 if advance:
                     advance(sum(tokens.layout.lengths))
         return vectors
 
-    def embed(self, tokens: Tokens) -> Tensor:
+    def embed(self, tokens: Tokens, kind: Kind = "document") -> Tensor:
         """One vector per sequence of a flat batch (special tokens included): -> (B, D), with gradients where they are on."""
-        if self.pooling == "cls":
-            vectors = self.encoder(tokens, tokens.layout.first_rows)  # the last layer computes nothing but these rows
-        else:
-            vectors = pool(self.encoder(tokens), tokens.layout, self.pooling)
-        return F.normalize(vectors.float(), dim=-1) if self.normalized else vectors
+        vectors = sequence_vectors(self.network(kind), tokens, self.pooling)
+        vectors = vectors if self.projection is None else self.projection(vectors)
+        return F.normalize(vectors, dim=-1) if self.normalized else vectors
 
     def _frame(self, ids: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> Tokens:
         """Cls x sep for every row."""
@@ -181,10 +202,15 @@ class TextEncoder:
         """SHA-256 of everything that decides a vector: configuration, weights, tokenizer."""
         digest = hashlib.sha256(self.encoder.config.model_dump_json(exclude={"dropout", "attention_dropout", "qkv_init"}).encode())
         digest.update(self.tokenizer.fingerprint.encode() + bytes([self.lowercase]))
-        for name, tensor in sorted(self.encoder.state_dict().items()):
+        for name, tensor in sorted(self._weights().items()):
             digest.update(name.encode())
             digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
+
+    def _weights(self) -> dict[str, Tensor]:
+        others = {"document": self.document_encoder, "projection": self.projection}
+        more = {f"{part}.{name}": x for part, module in others.items() if module is not None for name, x in module.state_dict().items()}
+        return self.encoder.state_dict() | more
 
 
 @contextmanager
@@ -220,6 +246,8 @@ class Settings:
     """What the files of sentence-transformers say about a model folder."""
 
     transformer: Path
+    document_transformer: Path | None = None
+    projection: Path | None = None
     pooling: Pooling = "mean"
     normalize: bool = False
     prompts: dict[str, str] = field(default_factory=dict)
@@ -235,6 +263,9 @@ def read_settings(folder: Path) -> Settings:
     Raises:
         UserError: a module, a pooling or a similarity that is not here.
     """
+    if not (folder / "modules.json").is_file() and (folder / "passage_model").is_dir():
+        note = f"{folder}: query_model and passage_model without sentence-transformers' files are read as RetroMAE's: cls, dot product"
+        return Settings(folder / "query_model", folder / "passage_model", pooling="cls", similarity="dot", notes=(note,))
     if not (folder / "modules.json").is_file():
         note = (f"{folder}: no modules.json says how tokens become one vector, so it is their mean, not normalised "
                 "(what sentence-transformers does with such a folder)")  # fmt: skip
@@ -246,13 +277,17 @@ def read_settings(folder: Path) -> Settings:
         kinds.append(kind)
         if kind == "Transformer":
             settings = replace(settings, transformer=path, **_read_transformer(path))
+        elif kind == "Router":
+            settings = replace(settings, **_read_router(folder, path))
+        elif kind == "Dense":
+            settings = replace(settings, projection=path)
         elif kind == "Pooling":
             settings = replace(settings, pooling=_read_pooling(path / "config.json"))
         elif kind == "Normalize":
             settings = replace(settings, normalize=True)
-    if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
-        raise UserError(f"{folder}/modules.json: the modules are {', '.join(kinds)}; only Transformer, Pooling and then maybe "
-                        "Normalize are read (a Dense projection is not)")  # fmt: skip
+    if not MODULES.fullmatch(" ".join(kinds)):
+        raise UserError(f"{folder}/modules.json: the modules are {', '.join(kinds)}; only Transformer (or a Router of one for queries and "
+                        "one for documents), Pooling and then maybe Dense and Normalize are read")  # fmt: skip
     return replace(settings, **_read_prompts(folder))
 
 
@@ -264,14 +299,34 @@ def _read_transformer(path: Path) -> dict[str, Any]:
     return {"max_len": None if longest is None else int(longest), "lowercase": bool(config.get("do_lower_case"))}
 
 
+def _read_router(folder: Path, path: Path) -> dict[str, Any]:
+    """The two transformers of an untied bi-encoder."""
+    structure = read_json(path / "router_config.json").get("structure", {})
+    if set(structure) != {"query", "document"} or any(len(route) != 1 for route in structure.values()):
+        raise UserError(f"{path}/router_config.json: only a route of one transformer for query and for document each is read, found "
+                        f"{structure}")  # fmt: skip
+    query, document = (inside(path, structure[kind][0]) for kind in ("query", "document"))
+    return {"transformer": query, "document_transformer": document, **_read_transformer(query)}
+
+
+def _read_projection(path: Path) -> Linear:
+    """A Dense module without activation."""
+    config = read_json(path / "config.json")
+    if not config.get("activation_function", "Identity").endswith("Identity"):
+        raise UserError(f"{path}: the activation is {config['activation_function']}; only a linear projection is read")
+    layer = Linear(config["in_features"], config["out_features"], bias=config.get("bias", True))
+    layer.load_state_dict({name.removeprefix("linear."): tensor for name, tensor in read_tensors(path).items()})
+    return layer.eval()
+
+
 def _read_pooling(path: Path) -> Pooling:
     config = read_json(path)
-    old = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean"}
+    old = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean", "pooling_mode_lasttoken": "last", "lasttoken": "last"}
     modes = [old.get(key, key) for key, on in config.items() if key.startswith("pooling_mode_") and on is True]
     modes = config.get("pooling_mode", modes or "mean")
-    modes = [modes] if isinstance(modes, str) else list(modes)
-    if len(modes) != 1 or modes[0] not in ("cls", "mean"):
-        raise UserError(f"{path}: the pooling is {' + '.join(modes)}; only 'cls' and 'mean' are read")
+    modes = [old.get(mode, mode) for mode in ([modes] if isinstance(modes, str) else modes)]
+    if len(modes) != 1 or modes[0] not in ("cls", "mean", "last"):
+        raise UserError(f"{path}: the pooling is {' + '.join(modes)}; only 'cls', 'mean' and 'last' are read")
     if config.get("include_prompt", True) is not True:
         raise UserError(f"{path}: include_prompt is false, but here a prompt always takes part in the vector")
     return modes[0]

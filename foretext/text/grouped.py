@@ -124,7 +124,7 @@ class GroupedPairs:
         missing = passages < 0
         for row in np.flatnonzero(missing.any(axis=1)):
             taken = passages[row, ~missing[row]]
-            passages[row, missing[row]] = self._random(int(self.asks[rows[row]]), taken, keys[row], self.size - len(taken))
+            passages[row, missing[row]] = self._random(int(self.asks[rows[row]]), taken, keys[row : row + 1], self.size - len(taken))
         return passages, scores, int(missing.sum())
 
     def _random(self, query: int, taken: np.ndarray, key: Tensor, count: int) -> list[int]:
