@@ -14,7 +14,7 @@ class Steps(Protocol):
     """Hypotheses that grow together, all of equal length."""
 
     def step(self, ids: Tensor) -> Tensor:
-        """The newest token of each (N,) -> logits of the one after it (N, V)."""
+        """The newest tokens of each (N, n): the prompt, then one at a time -> logits of the one after them (N, V)."""
 
     def select(self, rows: Tensor) -> None:
         """Go on with the hypotheses `rows` (N,); in a beam search they stay within their group."""
@@ -59,20 +59,13 @@ def generate(steps: Steps, prompt: Tensor, end: int, never: Tensor, config: Gene
         return _beam_search(steps, prompt, end, never, config) if config.beams > 1 else _one_by_one(steps, prompt, end, never, config)
 
 
-def _read(steps: Steps, prompt: Tensor, never: Tensor) -> Tensor:
-    """Logits after the prompt (N, P)."""
-    for column in prompt.unbind(1):
-        logits = steps.step(column)
-    return _allowed(logits, never)
-
-
 def _allowed(logits: Tensor, never: Tensor) -> Tensor:
     return logits.float().cpu().masked_fill(never, -torch.inf)
 
 
 def _one_by_one(steps: Steps, prompt: Tensor, end: int, never: Tensor, config: GenerationConfig) -> list[Tensor]:
     draw = torch.Generator().manual_seed(config.seed)
-    logits, made = _read(steps, prompt, never), []
+    logits, made = _allowed(steps.step(prompt), never), []
     running = torch.ones(len(prompt), dtype=torch.bool)
     while True:
         chosen = choose(logits, config, draw)
@@ -80,7 +73,7 @@ def _one_by_one(steps: Steps, prompt: Tensor, end: int, never: Tensor, config: G
         made.append(torch.where(running, chosen, end))
         if len(made) == config.longest or not running.any():
             break
-        logits = _allowed(steps.step(made[-1].to(prompt.device)), never)
+        logits = _allowed(steps.step(made[-1][:, None].to(prompt.device)), never)
     rows = torch.stack(made, 1)
     return [row[: int((row != end).sum())] for row in rows]
 
@@ -107,7 +100,7 @@ def _beam_search(steps: Steps, prompt: Tensor, end: int, never: Tensor, config: 
     them (what transformers does with early_stopping=False).
     """
     G, K = len(prompt), config.beams
-    logits = _read(steps, prompt.repeat_interleave(K, 0), never)
+    logits = _allowed(steps.step(prompt.repeat_interleave(K, 0)), never)
     scores = torch.full((G, K), -torch.inf)
     scores[:, 0] = 0.0  # all hypotheses are the same at first
     made = torch.zeros(G, K, 0, dtype=torch.int64)
@@ -134,7 +127,7 @@ def _beam_search(steps: Steps, prompt: Tensor, end: int, never: Tensor, config: 
         if all(done) or length == config.longest:
             break
         steps.select((beam + torch.arange(G)[:, None] * K).flatten().to(prompt.device))
-        logits = _allowed(steps.step(token.flatten().to(prompt.device)), never)
+        logits = _allowed(steps.step(token.view(-1, 1).to(prompt.device)), never)
     for g in range(G):
         if not done[g]:  # cut at the longest length
             running = [(float(score) / length**config.length_penalty, row) for score, row in zip(scores[g], made[g]) if score > -torch.inf]

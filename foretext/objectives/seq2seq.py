@@ -231,7 +231,9 @@ class Hypotheses:
 
     def step(self, ids: Tensor) -> Tensor:
         encoder = self.objective.encoder
-        return self.objective.output(self.objective.decoder.step(encoder, ids, self.generation), encoder.words)
+        for newest in ids.unbind(1):
+            hidden = self.objective.decoder.step(encoder, newest, self.generation)
+        return self.objective.output(hidden, encoder.words)
 
     def select(self, rows: Tensor) -> None:
         self.generation.select(rows)

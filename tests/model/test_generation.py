@@ -20,9 +20,9 @@ class Chain:
         self.read = None
 
     def step(self, ids: torch.Tensor) -> torch.Tensor:
-        self.read = ids[:, None] if self.read is None else torch.cat((self.read, ids[:, None]), 1)
-        before = self.read[:, -2] if self.read.shape[1] > 1 else torch.zeros_like(ids)
-        return self.table[before, ids]
+        self.read = ids if self.read is None else torch.cat((self.read, ids), 1)
+        before = self.read[:, -2] if self.read.shape[1] > 1 else torch.zeros_like(self.read[:, 0])
+        return self.table[before, self.read[:, -1]]
 
     def select(self, rows: torch.Tensor) -> None:
         self.read = self.read[rows]
