@@ -170,3 +170,26 @@ def _typed(prompt: str) -> str:
         return input(prompt) + "\n"
     except EOFError:
         return ""
+
+
+@app.command()
+def generate(
+    model: Annotated[str, typer.Argument(help="run folder of seq2seq or clm, or a BART folder that a run wrote")],
+    text: Annotated[list[str], typer.Argument(help="what to write from; '-' reads one text a line from standard input")],
+    longest: Annotated[int, typer.Option(help="tokens made at most")] = 100,
+    beams: Annotated[int, typer.Option(help="hypotheses kept at once; 1: always the likeliest token")] = 1,
+    length_penalty: Annotated[float, typer.Option(help="of beams: above 1 favours longer texts")] = 1.0,
+    temperature: Annotated[float, typer.Option(help="sample at this temperature instead; 1: as the model says")] = 0.0,
+    top_k: Annotated[int, typer.Option(help="sample among so many likeliest tokens; 0: all")] = 0,
+    top_p: Annotated[float, typer.Option(help="sample among the likeliest tokens that hold this probability")] = 1.0,
+    seed: Annotated[int, typer.Option(help="of sampling")] = 0,
+) -> None:
+    """Write text from text: a target for each source (seq2seq), or how a text goes on (clm)."""
+    from foretext.config import check
+    from foretext.model.generation import GenerationConfig
+    from foretext.verbs.generate import generate as run
+
+    texts = [line.strip() for line in sys.stdin if line.strip()] if text == ["-"] else [" ".join(text)]
+    config = {"longest": longest, "beams": beams, "length_penalty": length_penalty, "temperature": temperature, "top_k": top_k,
+              "top_p": top_p, "seed": seed}
+    show(run(model, texts, check(GenerationConfig, config)))
