@@ -35,10 +35,10 @@ Scorer = Callable[[np.ndarray], np.ndarray]  # numbers of examples (n,) -> score
 
 
 class Responder(Protocol):
-    """A model that scores responses. One that reads earlier turns also has `encode_contexts(contexts, earlier)`.
+    """A model that scores responses. One that reads earlier turns says so by `reads_earlier` and has `encode_contexts(contexts, earlier)`.
 
-    There `earlier` holds for each context the turns before it joined by one space, most recent first, or "". An attribute `similarity`
-    may say "dot"; else vectors are compared by their cosine.
+    There `earlier` holds for each context the list of the turns before it, most recent first. An attribute `similarity` may say "dot"; else
+    vectors are compared by their cosine.
     """
 
     def encode(self, texts: Sequence[str], kind: str) -> np.ndarray:
@@ -127,14 +127,9 @@ def _reciprocal(better: np.ndarray, equal: np.ndarray) -> np.ndarray:
 # ------------------------------------------------------------------------------------------------------------------ scorers
 
 
-def joined(earlier: Sequence[str]) -> str:
-    """Earlier turns, most recent first, as one text (objectives.md, section 12 (b))."""
-    return " ".join(earlier)
-
-
 def reads_earlier_turns(model: Any) -> bool:
     """Whether a model has an encoding of contexts with the turns before them."""
-    return hasattr(model, "encode_contexts")
+    return getattr(model, "reads_earlier", False)
 
 
 def context_vectors(model: Responder, contexts: Sequence[str], earlier: Sequence[Sequence[str]] | None) -> np.ndarray:
@@ -146,8 +141,8 @@ def context_vectors(model: Responder, contexts: Sequence[str], earlier: Sequence
     if earlier is None:
         return model.encode(list(contexts), "query")
     if not reads_earlier_turns(model):
-        raise UserError("this model reads the newest message only; leave out the earlier turns, or train one with several contexts")
-    return model.encode_contexts(list(contexts), [joined(turns) for turns in earlier])
+        raise UserError("this model reads the newest message only; leave out the earlier turns, or train one that reads them (convert)")
+    return model.encode_contexts(list(contexts), earlier)
 
 
 def comparable(vectors: np.ndarray, similarity: str) -> np.ndarray:
@@ -172,7 +167,7 @@ def bm25_scorer(examples: Sequence[Example], earlier: bool = False) -> Scorer:
     index = BM25(responses)
 
     def score(rows: np.ndarray) -> np.ndarray:
-        queries = [examples[row].context + (" " + joined(examples[row].earlier) if earlier else "") for row in rows]
+        queries = [" ".join([examples[row].context, *(examples[row].earlier if earlier else ())]) for row in rows]
         values, found = index.search(queries, len(responses))
         scores = np.zeros((len(rows), len(responses)), np.float32)
         query, place = np.nonzero(found >= 0)
@@ -223,11 +218,15 @@ def table(selections: Sequence[Selection]) -> list[str]:
             cells = [f"{s.mean:.4f} [{s.low:.4f}, {s.high:.4f}]" for s in map(interval, getattr(selection, scores).values.values())]
             lines.append(f"{selection.name:<{width}}  " + "  ".join(f"{cell:>24}" for cell in cells))
         lines.append("")
-    for other in selections[1:]:
-        d = paired_difference(first.among, other.among, "Recall@1")
-        lines.append(f"Recall@1 among {first.candidates}, {first.name} - {other.name}: {d.mean:+.4f} [{d.low:+.4f}, {d.high:+.4f}]"
-                     f"{' *' if d.excludes_zero() else ''}")
+    lines += [difference(first, other) for other in selections[1:]]
     return lines + (["* the interval (paired bootstrap over examples) excludes 0"] if selections[1:] else [])
+
+
+def difference(ours: Selection, theirs: Selection) -> str:
+    """One line: how much more often the first model finds the response among the candidates."""
+    d = paired_difference(ours.among, theirs.among, "Recall@1")
+    return (f"Recall@1 among {ours.candidates}, {ours.name} - {theirs.name}: {d.mean:+.4f} [{d.low:+.4f}, {d.high:+.4f}]"
+            f"{' *' if d.excludes_zero() else ''}")
 
 
 def write(folder: str | Path, selections: Sequence[Selection], options: dict[str, Any], overwrite: bool = False) -> None:

@@ -31,8 +31,11 @@ class Toy:
 
 
 class Reader(Toy):
+    reads_earlier = True
+
     def encode_contexts(self, contexts, earlier):
-        return self.encode(contexts, "query") + np.array([self.vectors.get(text, [0, 0]) for text in earlier], np.float32)
+        return self.encode(contexts, "query") + np.array([sum((np.array(self.vectors[turn]) for turn in turns), np.zeros(2))
+                                                          for turns in earlier], np.float32)
 
 
 def examples(*pairs: tuple[str, str], earlier: tuple[str, ...] = ()) -> list[Example]:
@@ -40,7 +43,7 @@ def examples(*pairs: tuple[str, str], earlier: tuple[str, ...] = ()) -> list[Exa
 
 
 def test_ranks_by_hand():
-    """Three candidates. a: its response scores 1, the others 2 and 0: rank 2. b: 5 against 0 and -1: rank 1. c: -1 against 1 and 7: rank 3."""
+    """Three candidates. a: 1 against 2 and 0, rank 2. b: 5 against 0 and -1, rank 1. c: -1 against 1 and 7, rank 3."""
     pairs = examples(("a", "A"), ("b", "B"), ("c", "C"))
     model = Toy({"a": [1, 0], "b": [0, 1], "c": [1, 1], "A": [1, 0], "B": [2, 5], "C": [0, -1]})
     found = select("toy", vector_scorer(model, pairs), pairs, 3)
@@ -97,7 +100,7 @@ def test_batches_are_seeded_and_a_short_one_is_left_out():
 
 def test_earlier_turns_reach_a_model_that_reads_them():
     pairs = [Example("a", "A", ("x", "y"), "t"), Example("b", "B", (), "t")]
-    vectors = {"a": [0, 1], "b": [0, 1], "A": [1, 0], "B": [0, 1], "x y": [5, 0], "": [0, 0]}
+    vectors = {"a": [0, 1], "b": [0, 1], "A": [1, 0], "B": [0, 1], "x": [5, 0], "y": [1, 0]}
     without = select("toy", vector_scorer(Reader(vectors), pairs), pairs, 2)
     read = select("toy", vector_scorer(Reader(vectors), pairs, earlier=True), pairs, 2)
     assert without.among.values["Recall@1"].tolist() == [0, 1] and read.among.values["Recall@1"].tolist() == [1, 1]
