@@ -97,7 +97,7 @@ def prepare(inputs: str | Path | Sequence[str | Path], output: str | Path, *, to
             min_tokens: int = 8, text_field: str | None = None, title_field: str | None = None, id_field: str | None = None,
             layout: str = "auto", skip: Sequence[str] = (), strict: Sequence[str] = (), max_skip_share: float = 0.05,
             shard: tuple[int, int] | None = None, workers: int | None = None, overwrite: bool = False,
-            dialogues: bool = False, sample_bytes: int = SAMPLE_BYTES, block_bytes: int = BLOCK_BYTES) -> Report:
+            dialogues: bool = False, hash_buckets: int = 0, sample_bytes: int = SAMPLE_BYTES, block_bytes: int = BLOCK_BYTES) -> Report:
     """Read `inputs` and write a token store to `output`; run it again after an interruption and it continues.
 
     Args:
@@ -108,6 +108,7 @@ def prepare(inputs: str | Path | Sequence[str | Path], output: str | Path, *, to
         shard: (i, n) with 1 <= i <= n does every n-th block and writes a shard, for `merge_stores`.
         workers: processes; None takes every core of this process.
         dialogues: the inputs are conversations (`text/dialogues.py`); the store then holds a turn per row and a thread per document.
+        hash_buckets: ids for unknown characters of a new tokenizer (`Tokenizer.hash_buckets`); for objective convert.
         sample_bytes: raw input bytes that a new tokenizer is trained on, evenly spread over the corpus (a hub stream: its start).
         block_bytes: raw input bytes per unit of work; part of the settings, since duplicates inside a block are dropped there.
 
@@ -124,7 +125,8 @@ def prepare(inputs: str | Path | Sequence[str | Path], output: str | Path, *, to
     settings = {
         "inputs": [{"name": source.name, "kind": source.kind, "bytes": source.size} for source in sources], "reading": asdict(options),
         "tokenizer": given.fingerprint if given else {"kind": tokenizer_kind, "vocab_size": vocab_size, "lowercase": lowercase,
-                                                      "sample_bytes": sample_bytes},
+                                                      "sample_bytes": sample_bytes,
+                                                      **({"hash_buckets": hash_buckets} if hash_buckets else {})},
         "max_tokens": max_tokens, "min_tokens": min_tokens, "block_bytes": block_bytes, **({"dialogues": True} if dialogues else {}),
     }
     with _work_folder(output, {**settings, "shard": shard, "state": _state(sources)}) as work:
@@ -135,7 +137,7 @@ def prepare(inputs: str | Path | Sequence[str | Path], output: str | Path, *, to
             cut = _remembered(sources, options, block_bytes, workers)
         if not (work / "tokenizer").is_dir():
             if given is None:
-                given = Tokenizer.train(_sample(cut(), options, sample_bytes), tokenizer_kind, vocab_size, lowercase)
+                given = Tokenizer.train(_sample(cut(), options, sample_bytes), tokenizer_kind, vocab_size, lowercase, hash_buckets)
             with whole_folder(work / "tokenizer") as folder:
                 given.save(folder, max_len=max_tokens + 2, token_types=given.specials["cls"] == "[CLS]")
         used = Tokenizer.load(work / "tokenizer")

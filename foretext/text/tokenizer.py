@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import json
 import re
+import zlib
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -33,10 +34,12 @@ class Tokenizer:
         cls_id, sep_id, pad_id: ids of the special tokens that frame and fill rows.
         unk_id: id of the unknown token, None where the vocabulary covers every text (byte level).
         special: (V,) bool, True for ids that no ordinary text may hold or be replaced with (specials, unused and missing entries).
+        hash_buckets: ids after the vocabulary's own for characters that are not in it: entries + crc32(UTF-8 bytes) mod hash_buckets
+            (ConveRT, arXiv 1911.03688, section 3.1). 0: they are unknown, and so is every word that holds one.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer, specials: dict[str, str], name: str = "tokenizer"):
-        self.backend, self.name = backend, name
+    def __init__(self, backend: tokenizers.Tokenizer, specials: dict[str, str], name: str = "tokenizer", hash_buckets: int = 0):
+        self.backend, self.name, self.hash_buckets = backend, name, hash_buckets
         backend.no_truncation()
         backend.no_padding()
         backend.encode_special_tokens = True  # a document that says "[SEP]" holds ordinary text, not a border
@@ -56,6 +59,8 @@ class Tokenizer:
         self._tokens: list[str | None] = [None] * (max(vocabulary.values()) + 1)
         for token, i in vocabulary.items():
             self._tokens[i] = token
+        self.entries = len(self._tokens)
+        self._tokens += [f"[hash {i}]" for i in range(hash_buckets)]
         self.special = np.array([token is None or bool(UNUSED.match(token)) for token in self._tokens])
         self.special[list(ids.values())] = True
         self.special[[i for i, added in backend.get_added_tokens_decoder().items() if added.special]] = True
@@ -65,7 +70,7 @@ class Tokenizer:
 
     @property
     def size(self) -> int:
-        """V: one more than the largest id, the number of rows an embedding needs."""
+        """V: one more than the largest id, hash buckets included: the number of rows an embedding needs."""
         return len(self._tokens)
 
     @property
@@ -82,14 +87,19 @@ class Tokenizer:
         Raises:
             UserError: the kind is unknown.
         """
-        return word_table(self.backend, self._tokens, self.name)
+        table = word_table(self.backend, self._tokens[:self.entries], self.name)
+        if not self.hash_buckets:
+            return table
+        no, yes = np.zeros(self.hash_buckets, bool), np.ones(self.hash_buckets, bool)  # each is a word of its own
+        return WordTable(np.append(table.joins_left, no), np.append(table.joins_right, no), np.append(table.stands_alone, yes))
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of everything that decides the ids of a text; equal for equal tokenizers on every machine."""
         parts = json.loads(self.backend.to_str())
         deciding = [parts[name] for name in ("added_tokens", "normalizer", "pre_tokenizer", "model")]
-        return hashlib.sha256(json.dumps([deciding, self.specials], sort_keys=True).encode()).hexdigest()
+        everything = [deciding, self.specials] + ([self.hash_buckets] if self.hash_buckets else [])
+        return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
 
     def encode_flat(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Texts -> (ids int32 (T,) of all texts end to end, lengths int64 (n,)); no special tokens, nothing cut."""
@@ -108,7 +118,33 @@ class Tokenizer:
                     rows[i] = row[~self._forbidden[row]]
             lengths = np.fromiter(map(len, rows), np.int64, len(rows))
             ids = np.concatenate(rows)
+        if self.hash_buckets and self.unk_id is not None and (ids == self.unk_id).any():
+            rows = np.split(ids, np.cumsum(lengths)[:-1])
+            rows = [self._hashed(text) if (row == self.unk_id).any() else row for text, row in zip(texts, rows)]
+            lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+            ids = np.concatenate(rows)
         return ids, lengths
+
+    def _hashed(self, text: str) -> np.ndarray:
+        """Ids of one text with unknown pieces taken apart: its unknown characters as buckets, the stretches between them as texts."""
+        found = self.backend.encode(text, add_special_tokens=False)
+        ids: list[int] = []
+        for i, (start, stop) in zip(found.ids, found.offsets):
+            ids += [i] if i != self.unk_id else self._taken_apart(text[start:stop])
+        return np.asarray(ids, np.int32)
+
+    def _taken_apart(self, piece: str) -> list[int]:
+        normalizer = self.backend.normalizer
+        ids: list[int] = []
+        for known, characters in itertools.groupby(normalizer.normalize_str(piece) if normalizer else piece, self._is_known):
+            if known:
+                ids += self.backend.encode("".join(characters), add_special_tokens=False).ids
+            else:
+                ids += [self.entries + zlib.crc32(c.encode()) % self.hash_buckets for c in characters if not c.isspace()]
+        return ids
+
+    def _is_known(self, character: str) -> bool:
+        return self.unk_id not in self.backend.encode(character, add_special_tokens=False).ids
 
     def encode_pieces(self, texts: Sequence[Sequence[str]]) -> tuple[np.ndarray, np.ndarray]:
         """Texts cut into pieces -> (ids int32 (T,), length of each piece int64 (pieces,)), all end to end, as `encode_flat` of the pieces.
@@ -121,7 +157,8 @@ class Tokenizer:
         ids = np.fromiter(itertools.chain.from_iterable(lists), np.int32, sum(map(len, lists)))
         marks = np.flatnonzero(ids == mark)
         inner = np.delete(ids, marks)
-        if len(marks) != sum(map(len, texts)) or self._forbidden[inner].any():  # a text that holds the mark, or a special piece
+        unknown = self.hash_buckets and self.unk_id is not None and (inner == self.unk_id).any()
+        if unknown or len(marks) != sum(map(len, texts)) or self._forbidden[inner].any():  # a text that holds the mark, or a special piece
             return self.encode_flat([piece for pieces in texts for piece in pieces])
         return inner, np.diff(marks, prepend=-1) - 1
 
@@ -140,8 +177,12 @@ class Tokenizer:
         return np.split(ids, np.cumsum(lengths)[:-1]) if len(lengths) else []
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Ids -> text, special tokens included."""
-        return self.backend.decode([int(i) for i in ids], skip_special_tokens=False)
+        """Ids -> text, special tokens included; nobody knows what a hash bucket stood for, so it is `[hash i]`."""
+        if not self.hash_buckets:
+            return self.backend.decode([int(i) for i in ids], skip_special_tokens=False)
+        stretches = itertools.groupby((int(i) for i in ids), lambda i: i < self.entries)
+        return " ".join(self.backend.decode(list(some), skip_special_tokens=False) if plain else " ".join(map(self.token, some))
+                        for plain, some in stretches)
 
     def token(self, i: int) -> str:
         """The vocabulary entry of id `i`; empty for an id that has none."""
@@ -158,7 +199,7 @@ class Tokenizer:
         return self.size
 
     def __reduce__(self):
-        return _unpickle, (self.backend.to_str(), self.specials, self.name)
+        return _unpickle, (self.backend.to_str(), self.specials, self.name, self.hash_buckets)
 
     def __repr__(self) -> str:
         return f"Tokenizer({self.name}, {type(self.backend.model).__name__}, {self.size:,} entries)"
@@ -176,17 +217,19 @@ class Tokenizer:
         if (path / "tokenizer.json").is_file() and (path / "tokenizer_config.json").is_file():
             # Read directly: transformers may rebuild the normaliser of a concrete class from keyword arguments,
             # and importing it in each worker costs seconds and hundreds of megabytes.
-            specials = _specials(read_json(path / "tokenizer_config.json"))
+            config = read_json(path / "tokenizer_config.json")
+            specials = _specials(config)
             if "cls" in specials and "sep" in specials:
                 try:
                     backend = tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
                 except Exception as error:  # the library raises a bare Exception
                     raise UserError(f"{path / 'tokenizer.json'}: not a fast tokenizer file ({error})") from None
-                return Tokenizer(backend, specials, str(source))
+                return Tokenizer(backend, specials, str(source), config.get("hash_buckets", 0))
         return _load_with_transformers(source)
 
     @staticmethod
-    def train(texts: Iterable[str], kind: str = "wordpiece", vocab_size: int = 30_528, lowercase: bool = True) -> "Tokenizer":
+    def train(texts: Iterable[str], kind: str = "wordpiece", vocab_size: int = 30_528, lowercase: bool = True,
+              hash_buckets: int = 0) -> "Tokenizer":
         """Train a tokenizer; the same texts in the same order give the same tokenizer.
 
         Args:
@@ -199,6 +242,8 @@ class Tokenizer:
         Raises:
             UserError: unknown kind, no text, or a vocabulary too small for the alphabet.
         """
+        if hash_buckets and kind == "bpe":
+            raise UserError("hash_buckets have no effect with a bpe tokenizer: at byte level no character is unknown")
         if kind not in KINDS:
             raise UserError(f"tokenizer kind {kind!r} is unknown: choose one of {', '.join(KINDS)}")
         texts = texts if isinstance(texts, Sequence) else list(texts)
@@ -217,7 +262,7 @@ class Tokenizer:
         backend.add_special_tokens([tokenizers.AddedToken(token, special=True, normalized=False, lstrip=eats_blank and role == "mask")
                                     for role, token in specials.items()])
         backend.post_processor = _template(backend, specials, token_types=kind == "wordpiece", double_sep=kind != "wordpiece")
-        return Tokenizer(backend, specials, f"trained {kind}")
+        return Tokenizer(backend, specials, f"trained {kind}", hash_buckets)
 
     def save(self, folder: str | Path, max_len: int = 512, token_types: bool = True) -> None:
         """Write `tokenizer.json` and `tokenizer_config.json`, which `AutoTokenizer` of transformers 4 and 5 reads alike.
@@ -240,7 +285,7 @@ class Tokenizer:
             **{f"{role}_token": token for role, token in self.specials.items()},
             "bos_token": self.specials["cls"],
             "eos_token": self.specials["sep"],
-        }
+        } | ({"hash_buckets": self.hash_buckets} if self.hash_buckets else {})
         with whole_file(folder / "tokenizer.json", "w") as file:
             file.write(backend.to_str(pretty=True) + "\n")
         write_json(folder / "tokenizer_config.json", config)
@@ -262,8 +307,8 @@ class Tokenizer:
         return backend
 
 
-def _unpickle(text: str, specials: dict[str, str], name: str) -> Tokenizer:
-    return Tokenizer(tokenizers.Tokenizer.from_str(text), specials, name)
+def _unpickle(text: str, specials: dict[str, str], name: str, hash_buckets: int) -> Tokenizer:
+    return Tokenizer(tokenizers.Tokenizer.from_str(text), specials, name, hash_buckets)
 
 
 def _specials(config: dict) -> dict[str, str]:
