@@ -1,4 +1,4 @@
-"""Verbs that search: encode, search, evaluate."""
+"""Verbs that search: encode, index, search, serve, evaluate."""
 
 import sys
 from typing import Annotated, Optional
@@ -70,6 +70,19 @@ def search(
         show([text] if len(asked) > 1 else [])
         for rank, hit in enumerate(hits, 1):
             show([f"{rank:>3}  {hit.score:.3f}  {hit.title or hit.id}", f"            {verb.excerpt(hit.text)}"])
+
+
+@app.command()
+def serve(
+    source: Annotated[str, typer.Argument(help="folder that `encode` wrote, a run with an index/, or a model folder (to encode only)")],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free")] = 8000,
+    host: Annotated[str, typer.Option(help="address to listen at; the default is this machine alone")] = "127.0.0.1",
+    exact: Annotated[bool, typer.Option("--exact", help="look at every vector even if there is an approximate index")] = False,
+) -> None:
+    """Serve a web page to search with, and a JSON API."""
+    from foretext.verbs.serve import serve as run
+
+    run(source, host, port, exact)
 
 
 def _from_zero(shard: str | None) -> tuple[int, int]:
