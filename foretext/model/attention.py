@@ -129,7 +129,8 @@ class Layout:
 
     def largest(self, x: Tensor) -> Tensor:
         """(T, D) -> (B, D), the largest over each sequence's tokens."""
-        return x.new_full((len(self.lengths), x.shape[1]), float("-inf")).index_reduce(0, self.sequence, x, "amax")
+        index = self.sequence[:, None].expand_as(x)
+        return x.new_full((len(self.lengths), x.shape[1]), float("-inf")).scatter_reduce(0, index, x, "amax")
 
     @property
     def positions(self) -> Tensor:

@@ -17,6 +17,7 @@ MEANINGS = {  # kind -> (style on a terminal, meaning)
     "masked": ("bold magenta reverse", "hidden behind the mask token, to be predicted"),
     "random": ("bold red reverse", "shown as a random token, to be predicted"),
     "kept": ("bold yellow", "shown as it is, to be predicted"),
+    "hidden": ("bold magenta reverse", "stands for what is hidden there"),
     "next": ("cyan", "to be predicted from what is before it"),
     "replaced": ("bold red reverse", "the generator wrote another token: the answer is 'replaced'"),
     "guessed": ("bold green", "the generator wrote the very token: the answer is 'original'"),
@@ -76,6 +77,12 @@ def rows(titles: Sequence[str], ids: Tensor, layout: Layout, places: Tensor, lab
     read, asked = ids.tolist(), dict(zip(places.tolist(), labels.tolist()))
     tokens = [mark(id, asked[i], mask_id, random, kept) if i in asked else Token(id, id) for i, id in enumerate(read)]
     return [Row(title, tokens[start:stop]) for title, (start, stop) in zip(titles, bounds(layout), strict=True)]
+
+
+def plain_texts(ids: Tensor, layout: Layout, places: Tensor) -> list[list[Token]]:
+    """The texts at `places` (b,) of a flat batch, nothing marked."""
+    sequences, read = bounds(layout), ids.tolist()
+    return [[Token(id, id) for id in read[slice(*sequences[place])]] for place in places.tolist()]
 
 
 def mark(shown: int, original: int, mask_id: int | None, random: str = "random", kept: str = "kept", note: str = "") -> Token:

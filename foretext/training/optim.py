@@ -7,12 +7,15 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
 
+from foretext.training.sharding import whole
+
 
 class OptimConfig(BaseModel):
     """How weights move."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    kind: Literal["adamw", "adadelta"] = Field("adamw", description="adadelta: rates near 1 (ConveRT); those of AdamW do not fit it")
     lr: float = Field(1e-4, gt=0, description="peak learning rate")
     schedule: Literal["linear", "cosine", "poly", "constant", "inverse_sqrt"] = Field("linear", description="after warm-up")
     warmup: float = Field(0.1, ge=0, description="below 1: share of all updates; else number of updates")
@@ -21,13 +24,16 @@ class OptimConfig(BaseModel):
     compose: Literal["sequence", "product"] = Field(
         "sequence", description="warm-up then decay; or warm-up times a decay that starts at once (ELECTRA), with linear and poly")
     betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW; .98 for large batches (RoBERTa, table 9)")
-    eps: float = Field(1e-6, gt=0, description="AdamW (BERT's code)")
-    weight_decay: float = Field(0.01, ge=0, description="AdamW, decoupled; not on biases, norms and other vectors (BERT's code)")
+    rho: float = Field(0.9, gt=0, lt=1, description="Adadelta, how slowly its averages move (ConveRT)")
+    eps: float = Field(1e-6, gt=0, description="AdamW (BERT's code), Adadelta")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW: decoupled; Adadelta: added to the gradient (L2). Not on biases, norms and "
+                                                        "other vectors (BERT's code)")
     bias_correction: bool = Field(True, description="AdamW; false: moments as they are, small at first (BERT's and ELECTRA's code)")
     layer_decay: float = Field(1.0, gt=0, le=1, description="rate of each layer as a share of the one above, for fine-tuning (ELECTRA .8)")
     layer_decay_form: Literal["intended", "published"] = Field(
         "intended", description="published: one power more below the head, as ELECTRA's scores were made")
     clip: float = Field(1.0, ge=0, description="largest gradient norm; 0: never clipped, still logged")
+    clip_what: Literal["all", "words"] = Field("all", description="whose norm: of all weights, or of the word table alone (ConveRT)")
 
     @model_validator(mode="after")
     def _useful(self) -> "OptimConfig":
@@ -37,6 +43,9 @@ class OptimConfig(BaseModel):
             raise ValueError(f"compose product has no effect with schedule {self.schedule}: use linear or poly")
         if self.layer_decay_form != "intended" and self.layer_decay == 1.0:
             raise ValueError("layer_decay_form has no effect with layer_decay 1: set layer_decay, for example to .8")
+        given = {"betas", "bias_correction"} & self.model_fields_set if self.kind == "adadelta" else {"rho"} & self.model_fields_set
+        if given:
+            raise ValueError(f"{' and '.join(sorted(given))}: no effect with {self.kind}")
         if self.end_lr and self.schedule in ("constant", "inverse_sqrt"):
             raise ValueError(f"end_lr {self.end_lr} has no effect with schedule {self.schedule}")
         if self.end_lr > self.lr:
@@ -64,7 +73,7 @@ def learning_rate(config: OptimConfig, done: int, total: int) -> float:
 
 
 def make_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """AdamW with the field's two groups, matrices and tables decay, vectors and scalars do not; twice as many for each rate."""
+    """AdamW or Adadelta with the field's two groups, matrices and tables decay, vectors and scalars do not; twice as many for each rate."""
     groups: dict[tuple[float, bool], dict] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
@@ -73,9 +82,22 @@ def make_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimi
             fresh = {"params": [], "weight_decay": config.weight_decay if decays else 0.0, "share": share}
             groups.setdefault((share, not decays), fresh)["params"].append(parameter)
     ordered = [groups[key] for key in sorted(groups)]
+    if config.kind == "adadelta":
+        return torch.optim.Adadelta(ordered, lr=config.lr, rho=config.rho, eps=config.eps)
     kind = torch.optim.AdamW if config.bias_correction else UncorrectedAdamW
     # The fused kernel is three times as fast on a CPU and saves launches on a GPU; the update is the same.
     return kind(ordered, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+
+
+def clip_gradients(objective: nn.Module, config: OptimConfig) -> torch.Tensor:
+    """Shorten gradients whose norm is above `clip`; returns the norm of all of them before."""
+    everything = list(objective.parameters())
+    if config.clip_what == "all":
+        return whole(nn.utils.clip_grad_norm_(everything, config.clip or math.inf))
+    norm = whole(nn.utils.get_total_norm([parameter.grad for parameter in everything if parameter.grad is not None]))
+    if config.clip:
+        nn.utils.clip_grad_norm_(objective.encoder.words.parameters(), config.clip)
+    return norm
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
