@@ -42,19 +42,23 @@ class Classify(Objective):
     terms = ("classify",)
     reads = "labelled"
 
-    class Config(ObjectiveConfig):
-        task: Literal["classes", "labels", "score"] = Field("classes", description="one class a text, any number of labels, or a number")
-        labels: tuple[str, ...] = Field(("0", "1"), min_length=1, description="names of the classes; of `score` one name")
+    class Options(ObjectiveConfig):
+        """What a person chooses; the rest of `Config` follows from the data."""
+
         head: Literal["stock", "cls_linear", "mean"] = Field(
             "stock", description="transformers' head of the family; a matrix on the first token's state; one on the mean of all states")
         dropout: float = Field(0.1, ge=0, lt=1, description="on what the head's matrices read (BERT, section 4.1)")
         freeze: bool = Field(False, description="train the head alone")
         max_len: int | None = Field(None, description="longest input in tokens, a pair together; default: the encoder's")
 
+    class Config(Options):
+        task: Literal["classes", "labels", "score"] = Field("classes", description="one class a text, any number of labels, or a number")
+        labels: tuple[str, ...] = Field(("0", "1"), min_length=1, description="names of the classes; of `score` one name")
+
         @model_validator(mode="after")
         def _names(self):
             if len(set(self.labels)) < len(self.labels):
-                raise ValueError(f"labels {self.labels}: a name is there twice")
+                raise ValueError(f"a name is there twice: {', '.join(self.labels[:20])}")
             if self.task == "classes" and len(self.labels) < 2:
                 raise ValueError(f"there is one class only, {self.labels[0]!r}: nothing can be learned from it")
             if self.task == "score" and len(self.labels) > 1:

@@ -3,17 +3,23 @@
 from foretext.config import commented_yaml
 from foretext.errors import UserError
 from foretext.objectives import OBJECTIVES
-from foretext.verbs.retriever import FinetuneConfig
+from foretext.verbs.classifier import ClassifierConfig
 from foretext.verbs.pretrain import PretrainConfig
+from foretext.verbs.reranker import RerankerConfig
+from foretext.verbs.retriever import FinetuneConfig
+
+TASKS = {"retriever": (FinetuneConfig, "data/my-beir-folder"), "reranker": (RerankerConfig, "negatives.jsonl"),
+         "classifier": (ClassifierConfig, "data/train.csv")}  # fmt: skip
 
 
 def settings_file(what: str) -> str:
-    """YAML with every setting of `pretrain OBJECTIVE` or `finetune retriever`, its default and what it means."""
-    if what == "retriever":
-        values = {"data": "data/my-beir-folder", "output": "runs/retriever", "encoder": {"start": "runs/pretrained"}}
-        return "# foretext finetune retriever THIS.yaml\n" + commented_yaml(FinetuneConfig, values)
+    """YAML with every setting of `pretrain OBJECTIVE` or `finetune TASK`, its default and what it means."""
+    if what in TASKS:
+        config, data = TASKS[what]
+        values = {"data": data, "output": f"runs/{what}", "encoder": {"start": "runs/pretrained"}}
+        return f"# foretext finetune {what} THIS.yaml\n" + commented_yaml(config, values)
     if what not in OBJECTIVES:
-        raise UserError(f"nothing is called {what!r}: choose one of {', '.join(OBJECTIVES)}, or retriever")
+        raise UserError(f"nothing is called {what!r}: choose one of {', '.join((*OBJECTIVES, *TASKS))}")
     values = {"store": "stores/mine", "output": f"runs/{what}"}
     text = commented_yaml(PretrainConfig, values)
     before, _, after = text.partition("\nobjective: {")
