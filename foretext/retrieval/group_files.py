@@ -109,6 +109,10 @@ def _flagembedding(number: int, record: dict, builder: Builder) -> None:
         return
     lists = []
     for name in ("pos", "neg"):
+        if name == "pos" and name not in record:
+            summary.error("missing_key", number, f"expected the key 'pos', found the keys {', '.join(map(repr, record))}",
+                          mend="name the list of positives so")
+            return
         texts = _text_list(record.get(name) or [], name, number, summary)
         if texts is None:
             return
@@ -285,18 +289,20 @@ def _margins(label: Any, negatives: int, number: int, summary: ReadSummary) -> l
 
 def _triples(summary: ReadSummary) -> Groups:
     """MS MARCO's `triples.*.tsv`: query, positive and negative as texts; lines of one query make one group."""
-    builder, found = Builder({}, summary), {}
+    builder, found, read = Builder({}, summary), {}, 0
     for number, text in read_lines(summary):
         fields = text.split("\t")
         if len(fields) != 3:
             summary.error("extra_tab" if len(fields) > 3 else "column_count", number, "expected query, positive and negative in three "
                           f"tab-separated columns, found {len(fields)} in", text, "mend or delete the line")
         elif _asks(fields[0], number, summary):
+            read += 1
             _, positives, negatives = found.setdefault(fields[0], (number, [], []))
             positives += builder.texts(fields[1:2])
             negatives += builder.texts(fields[2:])
     for query, (number, positives, negatives) in found.items():
         builder.add(number, text_id(query), query, positives, dict.fromkeys(negatives))
+    summary.accepted = read
     return Groups(builder.groups, builder.passages, "triples", [summary.close()])
 
 

@@ -86,6 +86,9 @@ class FinetuneConfig(BaseModel):
             raise ValueError("training.patience has no effect without a valid_split to validate on")
         if self.scores and self.teacher:
             raise ValueError("scores and teacher: take the one or the other")
+        for name in ("scores", "teacher"):
+            if getattr(self, name) and not self.objective.distill and self.objective.margin is None:
+                raise ValueError(f"{name} has no effect without objective.distill (kl or margin_mse) or objective.margin")
         if self.objective.distill and self.group_size == 1:
             raise ValueError("objective.distill learns a ranking, and a group_size of 1 has none: take 8 or 16")
         return self
