@@ -110,6 +110,7 @@ class Objective(nn.Module):
     couples: ClassVar[bool] = False  # whether a loss term spans all rows of a step
     masks: ClassVar[bool] = False  # whether it needs a tokenizer with a mask token
     static: bool = False  # whether every epoch makes the choices of the first
+    calls_block_parts: ClassVar[bool] = False  # whether it runs the encoder's blocks other than by their `forward`
     families: ClassVar[tuple[str, ...]] = ("bert", "roberta", "electra", "mpnet", "modernbert")  # of encoders it goes with
     start: ClassVar[str | None] = None  # the encoder to start from, where the usual one does not go with it
     weights: dict[str, float]  # of the loss terms, 1 unless said
@@ -151,7 +152,7 @@ class Objective(nn.Module):
         """The paper's loss, as sums."""
         raise NotImplementedError
 
-    def vectors(self, batch: Batch) -> Step:
+    def represent(self, batch: Batch) -> Step:
         """The `vectors` and `rows` of `forward` alone, where that saves work: in a step that is split this runs first, without gradient.
 
         It must draw the same dropout for them, so what of the encoder runs has to be the same.

@@ -5,7 +5,8 @@ References: GPT (Radford et al. 2018, "Improving language understanding by gener
     objectives.md gives are GPT-3's for small models (arXiv 2005.14165, table 2.1 and appendix B).
 Inputs: documents of a store, one text a sequence; the tokenizer's CLS begins it and SEP ends it.
 Owns: a token head, tied to the encoder's word table.
-Exports: a Hugging Face `*ForMaskedLM` folder, as an encoder: transformers reads it in both directions, so it does not generate there.
+Exports: the encoder, which reads in both directions, with mean pooling; `save_networks` writes `causal/` for encoders of BERT's and
+    RoBERTa's families: a folder with `is_decoder: true`, which `AutoModelForCausalLM` loads with the same logits.
 When to use it: to compare texts and corpora by perplexity, or to generate. For retrieval prefer objectives that look both ways.
 Relations: `mlm` with the other half of the text hidden from every token.
 Example: `step = CLM(encoder, tokenizer)(batch); perplexity = exp(step.terms["clm"] / batch.counts["clm"])`
@@ -13,17 +14,23 @@ Example: `step = CLM(encoder, tokenizer)(batch); perplexity = exp(step.terms["cl
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from foretext.errors import UserError
+from foretext.files import whole_folder
 from foretext.model.encoder import Tokens
+from foretext.model.generation import GenerationConfig, generate
 from foretext.model.heads import TokenHead
+from foretext.model.huggingface import write_encoder
 from foretext.objectives.base import Batch, Objective, ObjectiveConfig, Step, flat
 from foretext.objectives.show import Row, Shown, Token, bounds, titles
 from foretext.text.batches import Documents
+
+CAUSAL_CLASSES = {"bert": "BertLMHeadModel", "roberta": "RobertaForCausalLM"}
 
 
 @dataclass(frozen=True)
@@ -69,35 +76,57 @@ class CLM(Objective):
         names = titles(batch.documents, "predict the token that follows each")
         return [Row(name, pairs[start:stop]) for name, (start, stop) in zip(names, bounds(batch.tokens_in.layout))]
 
-    @torch.no_grad()
-    def generate(self, prompt: Tensor, longest: int = 100, temperature: float = 1.0, top: int = 0, seed: int = 0) -> Tensor:
-        """Go on from a prompt, for a look: every token costs a pass over all before it.
+    def save_networks(self, folder: Path, overwrite: bool = False) -> list[Path]:
+        family = self.encoder.config.family
+        if family not in CAUSAL_CLASSES:
+            raise UserError(f"transformers has no causal model of {family} encoders: export/ is the encoder, with the token head, in both "
+                            "directions, and only foretext reads it left to right")
+        ids = {"pad": self.tokenizer.pad_id, "cls": self.tokenizer.cls_id, "sep": self.tokenizer.sep_id}
+        with whole_folder(folder / "causal", overwrite) as new:
+            write_encoder(self.encoder, new, ids, self.head, vocab_size=self.tokenizer.size, architecture=CAUSAL_CLASSES[family],
+                          settings={"is_decoder": True})
+            self.tokenizer.save(new, self.max_len, token_types=family == "bert")
+        return [folder / "causal"]
+
+    def generate(self, prompts: list[Tensor], config: GenerationConfig) -> list[Tensor]:
+        """Go on from each prompt, in eval mode, for a look: every token costs a pass over all before it.
 
         Args:
-            prompt: (n,) ids without special tokens; may be empty.
-            longest: at most so many new tokens; fewer where the text ends or is as long as the encoder reads.
-            temperature: of the sampling; 0: always the likeliest token.
-            top: sample among so many likeliest tokens; 0: among all.
+            prompts: ids without special tokens; may be empty.
         Returns:
-            (n + new,) ids without special tokens.
+            each prompt and what follows, up to the longest text that the encoder reads, without special tokens.
+        Raises:
+            UserError: a prompt that leaves no room.
         """
-        device, end = self.encoder.words.weight.device, self.tokenizer.sep_id
-        if len(prompt) + 1 > self.max_len:
-            raise UserError(f"the prompt has {len(prompt)} tokens and this model reads {self.max_len - 1} at most: shorten it")
+        cls, sep, device = self.tokenizer.cls_id, self.tokenizer.sep_id, self.encoder.words.weight.device
+        if too_long := [len(prompt) for prompt in prompts if len(prompt) + 1 > self.max_len]:
+            raise UserError(f"the prompt has {too_long[0]} tokens and this model reads {self.max_len - 1} at most: shorten it")
         never = self.vocabulary.special.clone()
-        never[end] = False
-        draw = torch.Generator().manual_seed(seed)
-        training = self.training
+        never[sep] = False
+        training, made = self.training, []
         self.eval()
-        ids = torch.cat((torch.tensor([self.tokenizer.cls_id]), prompt.cpu())).to(device)
-        for _ in range(min(longest, self.max_len - len(ids))):
-            state = self.states(Tokens.of(ids, [len(ids)]), torch.tensor([len(ids) - 1], device=device))
-            logits = self.head(state, self.encoder.words)[0].float().cpu().masked_fill(never, -torch.inf)
-            if top:
-                logits[logits < logits.topk(top).values[-1]] = -torch.inf
-            chosen = torch.multinomial((logits / temperature).softmax(0), 1, generator=draw) if temperature else logits.argmax()[None]
-            if chosen.item() == end:
-                break
-            ids = torch.cat((ids, chosen.to(device)))
+        for prompt in prompts:
+            longest = min(config.longest, self.max_len - 1 - len(prompt))
+            begin = torch.cat((torch.tensor([cls]), prompt.cpu()))[None].to(device)
+            if longest:
+                options = config.model_copy(update={"longest": longest})
+                prompt = torch.cat((prompt.cpu(), generate(Reread(self), begin, sep, never, options)[0]))
+            made.append(prompt)
         self.train(training)
-        return ids[1:]
+        return made
+
+
+class Reread:
+    """Hypotheses as `model.generation` wants them, read from the beginning at every step."""
+
+    def __init__(self, objective: CLM):
+        self.objective, self.read = objective, torch.empty(0, 0, dtype=torch.int64)
+
+    def step(self, ids: Tensor) -> Tensor:
+        self.read = torch.cat((self.read.to(ids.device), ids), 1) if len(self.read) else ids
+        N, n = self.read.shape
+        last = torch.arange(1, N + 1, device=ids.device) * n - 1
+        return self.objective.head(self.objective.states(Tokens.of(self.read.flatten(), [n] * N), last), self.objective.encoder.words)
+
+    def select(self, rows: Tensor) -> None:
+        self.read = self.read[rows]

@@ -43,6 +43,7 @@ class Condenser(Objective):
     """See the head of this file."""
 
     name = "condenser"
+    masks = True
     terms = ("condenser", "mlm")
     pooling = "cls"
 
@@ -78,8 +79,7 @@ class Condenser(Objective):
     def losses(self, batch: CondenserBatch) -> tuple[Step, Tensor]:
         """The masked losses, and h_N of the first tokens (B, D)."""
         tokens, first, places = batch.tokens_in, batch.tokens_in.layout.first_rows, batch.places
-        read = torch.cat((first, places)) if self.config.late_mlm else first
-        states = self.encoder.states(tokens, rows=read)
+        states = self.encoder.states(tokens, rows=self.rows_read(batch))
         late, early = states[-1], states[self.skip]  # (B + K, D), (T, D)
         condensed = self.condense(early.index_copy(0, first, late[: len(first)]), tokens, places)  # (K, D)
         words = self.encoder.words
@@ -90,6 +90,11 @@ class Condenser(Objective):
             step.terms["mlm"], right = self.head.loss(late[len(first) :], words, batch.labels)
             step.metrics["mlm_accuracy"] = (right, len(places))
         return step, late[: len(first)]
+
+    def rows_read(self, batch: CondenserBatch) -> Tensor:
+        """The rows whose last states are wanted: every first token, then, with `late_mlm`, the tokens to predict."""
+        first = batch.tokens_in.layout.first_rows
+        return torch.cat((first, batch.places)) if self.config.late_mlm else first
 
     def condense(self, x: Tensor, tokens: Tokens, places: Tensor) -> Tensor:
         """The head's states of the tokens to predict: (T, D) -> (K, D)."""
@@ -143,6 +148,10 @@ class CoCondenser(Condenser):
         step, sentence = self.losses(batch)
         step.vectors["sentence"] = sentence.float()[batch.order]  # rows 2k and 2k+1 are partners
         return step
+
+    def represent(self, batch: CondenserBatch) -> Step:
+        sentence = self.encoder(batch.tokens_in, rows=self.rows_read(batch))[: len(batch.order)]
+        return Step({}, vectors={"sentence": sentence.float()[batch.order]})
 
     def show(self, batch: CondenserBatch) -> list[Shown]:
         *texts, head = super().show(batch)

@@ -3,7 +3,7 @@
 What it optimises: a small generator fills masked slots by sampling; the encoder, as discriminator, says for every token whether it was
     replaced. So every token teaches, not only the masked ones.
 References: ELECTRA (arXiv 2003.10555), section 2 method, 3.2 shared embeddings and small generators, tables 6 and 7 hyper-parameters.
-Inputs: documents of a store, one text a sequence.
+Inputs: documents of a store, one text a sequence; with `segments` its two halves as the two segments of BERT.
 Owns: a generator (an encoder of its own that shares the embedding block: words, positions, types and their norm), its token head, and
     the discriminator's head of two linear maps.
 Exports: the discriminator as the encoder; `save_networks` writes `discriminator/` (`ElectraForPreTraining`) and `generator/`
@@ -17,7 +17,7 @@ Example: `step = ELECTRA(encoder, tokenizer)(batch); loss = total(objective, ste
 
 import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -33,11 +33,13 @@ from foretext.model.huggingface import write_encoder
 from foretext.objectives.base import Batch, Objective, ObjectiveConfig, Step, flat
 from foretext.objectives.show import Shown, interleaved, rows, titles
 from foretext.text.batches import Documents
-from foretext.text.corrupt import corrupt, half_even, sample_tokens
+from foretext.text.corrupt import Words, corrupt, half_even, sample_tokens
+from foretext.text.joined import joined
 from foretext.text.randomness import uniform
 
 PAPER = {"warmup": 10_000, "schedule": "linear", "compose": "product", "bias_correction": False, "betas": (0.9, 0.999), "eps": 1e-6,
          "weight_decay": 0.01, "clip": 1.0}
+WHOLE = 0.1  # share of texts that stay one segment (ELECTRA's code)
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class ELECTRA(Objective):
     """See the head of this file."""
 
     name = "electra"
+    masks = True
     terms = ("generator", "discriminator")
     recipes = {  # tables 6 and 7; large is the run of 400k steps
         "electra-small": {"objective": {"generator_width": 0.25, "max_len": 128},
@@ -81,23 +84,65 @@ class ELECTRA(Objective):
         generator_layers: float = Field(1.0, gt=0, le=1, description="layers of the generator, as a share of the encoder's")
         temperature: float = Field(1.0, gt=0, description="divides the generator's logits when it samples")
         weight: float = Field(50.0, gt=0, description="of the discriminator's loss (section 3.1)")
+        disc_start_step: int = Field(0, ge=0, description="updates in which the generator trains alone, before that loss counts")
+        segments: bool = Field(False, description="[CLS] A [SEP] B [SEP] with token types, A and B the halves of a text (ELECTRA's data)")
         max_len: int | None = Field(None, description="longest text in tokens; default: the encoder's")
 
     def __init__(self, encoder, tokenizer, config=None):
         super().__init__(encoder, tokenizer, config)
-        self.weights = {"discriminator": self.config.weight}
+        if self.config.segments and encoder.config.types < 2:
+            raise UserError("objective.segments: this encoder has no token types to tell two segments apart by; take a bert or electra one")
+        if self.config.disc_start_step:
+            self.register_buffer("updates", torch.zeros((), dtype=torch.int64))  # in the checkpoint
+            self.register_load_state_dict_post_hook(lambda module, _: module.weigh())
+        self.weigh()
         self.generator = make_generator(encoder, self.config.generator_width, self.config.generator_layers)
         self.generator_head = TokenHead(self.generator)
         self.discriminator_head = DiscriminatorHead(encoder.config.width)
 
+    def weigh(self) -> None:
+        """The discriminator's loss counts from its first step on."""
+        started = not self.config.disc_start_step or int(self.updates) >= self.config.disc_start_step
+        self.weights = {"discriminator": self.config.weight * started}
+
+    def updated(self) -> None:
+        if self.config.disc_start_step:
+            self.updates += 1
+            self.weigh()
+
+    def heads(self) -> dict[str, Tensor]:
+        return {name: value for name, value in super().heads().items() if name != "updates"}  # another run counts its own
+
     def collate(self, examples: Documents) -> ElectraBatch:
-        documents, share = self.framed(examples), self.config.share
+        documents, types = self.halves(examples) if self.config.segments else (self.framed(examples), None)
+        share = self.config.share
         most = int((share + 0.005) * self.max_len)  # ELECTRA's code
         budget = half_even(documents.lengths.double() * share).clamp(max=most).clamp(min=1)
         slots = sample_tokens(documents, ~self.vocabulary.special[documents.ids], budget, "slots").nonzero().squeeze(1)
         masked = corrupt(documents, self.vocabulary, slots, documents.positions, self.config.mask, random=0.0)
         return ElectraBatch({"generator": len(slots), "discriminator": len(masked)}, len(masked), documents.documents,
-                            flat(documents), masked, slots, documents.keys[documents.sequence[slots]])
+                            replace(flat(documents), types=types), masked, slots, documents.keys[documents.sequence[slots]])
+
+    def halves(self, examples: Documents) -> tuple[Documents, Tensor]:
+        """`[CLS] A [SEP] B [SEP]`, B from the first word behind the middle on; texts without one, and some by chance, stay whole.
+
+        Returns:
+            the sequences, longest first, and the token types (T,).
+        """
+        n, nothing = examples.lengths, torch.zeros_like(examples.lengths)
+        words = Words.of(examples, self.vocabulary)
+        begins = torch.cat((torch.ones(1, dtype=torch.bool), words.token[1:] != words.token[:-1]))
+        behind = torch.where(begins & (examples.positions * 2 >= n[examples.sequence]), examples.positions, n[examples.sequence])
+        first = n.scatter_reduce(0, examples.sequence, behind, "amin")
+        first = torch.where(uniform(examples.keys, "segments", nothing) < WHOLE, n, first)
+        alone = first == n
+        order = (n - alone.long()).argsort(descending=True, stable=True)
+        examples, first, alone = examples.select(order), first[order], alone[order]
+        both, types = joined(examples.part(nothing, first), examples.part(first, examples.lengths - first), self.tokenizer, 1,
+                             self.max_len, "longest")
+        kept = torch.ones_like(both.ids, dtype=torch.bool)
+        kept[(both.starts + both.lengths - 1)[alone]] = False  # the end of a second segment that is not there
+        return replace(both, ids=both.ids[kept], lengths=both.lengths - alone.long()), types[kept]
 
     def forward(self, batch: ElectraBatch) -> Step:
         tokens, slots = batch.clean, batch.slots

@@ -37,6 +37,7 @@ class MLM(Objective):
     """See the head of this file."""
 
     name = "mlm"
+    masks = True
     terms = ("mlm",)
 
     class Config(ObjectiveConfig):
@@ -45,11 +46,13 @@ class MLM(Objective):
         share: float = Field(0.15, gt=0, lt=1, description="share of tokens to predict (BERT .15, ModernBERT .30)")
         mask: float = Field(0.8, ge=0, le=1, description="share of those shown as the mask token (BERT section 3.1)")
         random: float = Field(0.1, ge=0, le=1, description="share of those shown as a random token")
+        static: bool = Field(False, description="every epoch has the first one's masks, not new ones (RoBERTa section 4.1)")
         max_len: int | None = Field(None, description="longest text in tokens; default: the encoder's")
 
     def __init__(self, encoder, tokenizer, config=None):
         super().__init__(encoder, tokenizer, config)
         self.head = TokenHead(encoder)
+        self.static = self.config.static
 
     def collate(self, examples: Documents) -> MaskedBatch:
         documents, c = self.framed(examples), self.config

@@ -53,6 +53,8 @@ class MPNet(Objective):
     """See the head of this file."""
 
     name = "mpnet"
+    calls_block_parts = True
+    masks = True
 
     class Config(ObjectiveConfig):
         share: float = Field(0.15, gt=0, lt=1, description="share of tokens to predict (section 3.1)")

@@ -44,6 +44,7 @@ class RetroMAE(Objective):
     """See the head of this file."""
 
     name = "retromae"
+    masks = True
     terms = ("encoder", "decoder")
     pooling = "cls"
 

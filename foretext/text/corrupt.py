@@ -34,19 +34,24 @@ def half_even(x: Tensor) -> Tensor:
 class Vocabulary:
     """What corruption must know of a tokenizer, as tensors over its V ids."""
 
-    mask_id: int
+    tokenizer: Tokenizer
     special: Tensor  # (V,) bool
     ordinary: Tensor  # (V',) the ids that may stand in for a token: all but the special ones
     joins_left: Tensor  # (V,) bool: continues the word of the token before
     joins_right: Tensor  # (V,) bool: the token after continues its word
     stands_alone: Tensor  # (V,) bool: is a word of its own
 
+    @property
+    def mask_id(self) -> int:
+        """Id of the mask token; a `UserError` where the tokenizer has none."""
+        return self.tokenizer.mask_id
+
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> "Vocabulary":
         special = torch.from_numpy(tokenizer.special)
         words = tokenizer.words
         tables = (torch.from_numpy(table) for table in (words.joins_left, words.joins_right, words.stands_alone))
-        return cls(tokenizer.mask_id, special, (~special).nonzero().squeeze(1), *tables)
+        return cls(tokenizer, special, (~special).nonzero().squeeze(1), *tables)
 
 
 @dataclass(frozen=True)

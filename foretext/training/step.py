@@ -7,7 +7,6 @@ respect to each vector is handed back to the micro-batch that made it (GradCache
 
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +36,7 @@ def backward(model: nn.Module, batches: Sequence[Batch], world: World) -> Sums:
         last = i == len(batches) - 1
         if split:
             set_random_state(states[i], world.device)
-        with nullcontext() if last or world.size == 1 else model.no_sync():  # gradients travel once, with the last micro-batch
+        with world.sync(model, now=last):  # gradients travel once, with the last micro-batch
             step = model(batch.to(world.device))
             if objective.couples and not split:
                 joint = objective.couple(step.vectors, step.rows, batch.to(world.device))
@@ -78,7 +77,7 @@ def couple_split(objective: Objective, batches: Sequence[Batch], counts: dict[st
     with torch.no_grad():
         for batch in batches:
             states.append(random_state(world.device))
-            step = objective(batch.to(world.device))
+            step = objective.represent(batch.to(world.device))
             made.append(step.vectors)
             rows.append(step.rows)
     gathered, places = {}, {}
@@ -87,7 +86,7 @@ def couple_split(objective: Objective, batches: Sequence[Batch], counts: dict[st
         gathered[name] = everyone.requires_grad_()
     all_rows = {name: world.gather_rows(torch.cat([r[name] for r in rows]))[0] for name in rows[0]}
     joint = objective.couple(gathered, all_rows, batches[0].to(world.device))
-    gradients = torch.autograd.grad(total(objective, joint, counts), list(gathered.values()))
+    gradients = torch.autograd.grad(total(objective, joint, counts), list(gathered.values()), materialize_grads=True)
     for name, value in joint.terms.items():  # every rank holds the same joint sum: report it once
         sums[name] = (value.detach() / world.size, 0)
     for name, (value, count) in joint.metrics.items():

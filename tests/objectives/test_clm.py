@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from foretext.errors import UserError
 from foretext.model.encoder import Tokens
+from foretext.model.generation import GenerationConfig
 from foretext.objectives.clm import CLM
 from foretext.training.distributed import World
 from foretext.training.loop import report
@@ -93,9 +94,10 @@ def test_generates_what_it_has_learnt():
         optimizer.zero_grad()
         (objective(batch).terms["clm"] / 21).backward()
         optimizer.step()
-    assert torch.equal(objective.generate(documents.ids[:4], temperature=0), documents.ids)
-    assert torch.equal(objective.generate(documents.ids[:0], temperature=0.05, top=3), documents.ids)
-    assert torch.equal(objective.generate(documents.ids[:4], longest=3, temperature=0), documents.ids[:7])
+    for options in ({}, {"beams": 3}, {"temperature": 0.05, "top_k": 3}):
+        made = objective.generate([documents.ids[:4], documents.ids[:0]], GenerationConfig(**options))
+        assert all(torch.equal(text, documents.ids) for text in made), options
+    assert torch.equal(objective.generate([documents.ids[:4]], GenerationConfig(longest=3))[0], documents.ids[:7])
     assert objective.training
 
 
@@ -103,9 +105,38 @@ def test_generation_stops_at_the_longest_text_and_holds_no_special_tokens():
     tokenizer = alphabet(40)
     objective = CLM(tiny_encoder(tokenizer), tokenizer)
     objective.head.bias.data[SEP] = -100.0
-    made = objective.generate(torch.tensor([5, 6]), longest=1000, seed=3)
-    assert len(made) == objective.max_len - 1 and (made >= 5).all()
-    assert torch.equal(made, objective.generate(torch.tensor([5, 6]), longest=1000, seed=3))
-    assert not torch.equal(made, objective.generate(torch.tensor([5, 6]), longest=1000, seed=4))
+    made = [objective.generate([torch.tensor([5, 6])], GenerationConfig(longest=1000, temperature=1.0, seed=seed))[0] for seed in (3, 3, 4)]
+    assert len(made[0]) == objective.max_len - 1 and (made[0] >= 5).all()
+    assert torch.equal(made[0], made[1])
+    assert not torch.equal(made[0], made[2])
     with pytest.raises(UserError, match="shorten"):
-        objective.generate(torch.full((32,), 6))
+        objective.generate([torch.full((32,), 6)], GenerationConfig())
+
+
+@pytest.mark.parametrize("layout", ["bert-tiny", "roberta-tiny"])
+def test_causal_export_has_the_same_logits(layout, tmp_path):
+    """`AutoModelForCausalLM` reads the folder left to right, also beside a longer text."""
+    import transformers
+
+    objective = make_objective("clm", layout).eval()
+    (folder,) = objective.save_networks(tmp_path)
+    stock = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    assert type(stock).__name__ in ("BertLMHeadModel", "RobertaForCausalLM") and stock.config.is_decoder
+    (batch,) = one_step(objective, batch_size=3)
+    texts = batch.tokens_in.ids.split(list(batch.tokens_in.layout.lengths))
+    padded = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True, padding_value=objective.tokenizer.pad_id)
+    real = torch.arange(padded.shape[1]) < torch.tensor(batch.tokens_in.layout.lengths)[:, None]
+    with torch.no_grad():
+        expected = objective.head(objective.states(batch.tokens_in), objective.encoder.words)
+        found = stock(input_ids=padded, attention_mask=real.long()).logits[real]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    if layout == "roberta-tiny":  # transformers' generate counts its positions from 0, unlike its own forward
+        return
+    made = stock.generate(texts[0][:6][None], max_new_tokens=5, do_sample=False, eos_token_id=None, pad_token_id=objective.tokenizer.pad_id)
+    logits = objective.head(objective.states(Tokens.of(made[0][:-1], [len(made[0]) - 1])), objective.encoder.words)
+    assert torch.equal(made[0][6:], logits[5:].argmax(1))
+
+
+def test_other_families_have_no_causal_class(tmp_path):
+    with pytest.raises(UserError, match="no causal model of mpnet"):
+        make_objective("clm", "mpnet-tiny").save_networks(tmp_path)

@@ -129,3 +129,14 @@ def test_a_corpus_without_pairs_is_refused():
     with pytest.raises(UserError, match="take shorter spans"):
         SpanPairs(store, 60)
     assert SpanPairs(store, 30).counts.tolist() == [2]
+
+
+def test_vectors_alone_are_those_of_the_whole_forward():
+    """The first pass of a split step leaves out the heads and draws the same dropout."""
+    objective = make_objective("cocondenser", dropout=0.2, attention_dropout=0.2)
+    (batch,) = one_step(objective)
+    torch.manual_seed(4)
+    whole = objective(batch)
+    torch.manual_seed(4)
+    alone = objective.represent(batch)
+    assert torch.equal(alone.vectors["sentence"], whole.vectors["sentence"]) and not alone.terms

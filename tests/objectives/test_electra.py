@@ -1,5 +1,6 @@
 """ELECTRA: slots, samples, labels, and agreement of both networks and the loss with transformers."""
 
+import copy
 import math
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 import transformers
 from safetensors.torch import load_file
 
+from foretext.errors import UserError
 from foretext.model.encoder import Encoder
 from foretext.model.presets import preset
 from foretext.objectives.electra import ELECTRA, detection, gumbel_sample, make_generator
@@ -206,3 +208,52 @@ def test_sizes_and_recipes_are_the_papers(name, encoder, generator):
 def test_half_even_layers():
     with torch.device("meta"):
         assert make_generator(Encoder(preset("electra-small", 100, layers=5)), 0.25, 0.5).config.layers == np.round(2.5)
+
+
+def test_two_segments():
+    """The halves of a text, whole words, in their order; a tenth stays whole; nothing is too long."""
+    objective = electra(segments=True)
+    documents = random_documents(400, 30)
+    both, types = objective.halves(documents)
+    cls, sep = objective.tokenizer.cls_id, objective.tokenizer.sep_id
+    joins = torch.from_numpy(objective.tokenizer.words.joins_left)
+    whole = 0
+    for ids, kinds, number in zip(both.ids.split(both.lengths.tolist()), types.split(both.lengths.tolist()), both.documents.tolist()):
+        assert ids[0] == cls and ids[-1] == sep
+        text = documents.ids[number * 30 : number * 30 + 30]
+        ends = (ids == sep).nonzero().squeeze(1).tolist()
+        assert torch.equal(ids[(ids != cls) & (ids != sep)], text)
+        whole += len(ends) == 1
+        if len(ends) == 2:
+            assert 15 <= ends[0] - 1 <= 29 and not joins[text[ends[0] - 1]]  # B begins at the first word from the middle on
+            assert kinds.tolist() == [0] * (ends[0] + 1) + [1] * (len(ids) - ends[0] - 1)
+        else:
+            assert not kinds.any()
+    assert whole / 400 == pytest.approx(0.1, abs=0.05)
+    assert both.lengths.tolist() == sorted(both.lengths.tolist(), reverse=True)
+    assert objective.halves(random_documents(3, 100))[0].lengths.max() == objective.max_len
+    assert len(objective.halves(random_documents(3, 1))[0].ids) == 9  # one word has no second half
+
+
+def test_segments_reach_both_networks_and_need_token_types():
+    objective = electra(segments=True)
+    (batch,) = one_step(objective)
+    total(objective, objective(batch), batch.counts).backward()
+    assert objective.encoder.types.weight.grad[1].any()
+    with pytest.raises(UserError, match="token types"):
+        electra("modernbert-tiny", segments=True)
+
+
+def test_the_discriminator_starts_later():
+    objective = electra(disc_start_step=2)
+    assert objective.weights == {"discriminator": 0.0}
+    (batch,) = one_step(objective)
+    total(objective, objective(batch), batch.counts).backward()
+    assert not objective.discriminator_head.out.weight.grad.any() and objective.generator_head.dense.weight.grad.any()
+    objective.updated()
+    saved = copy.deepcopy(objective.state_dict())
+    objective.updated()
+    assert objective.weights == {"discriminator": 50.0}
+    objective.load_state_dict(saved)  # as a checkpoint of the step before
+    assert objective.weights == {"discriminator": 0.0} and "updates" not in objective.heads()
+    assert electra().weights == {"discriminator": 50.0} and "updates" not in electra().state_dict()

@@ -7,7 +7,10 @@ import torch
 import torch.nn.functional as F
 
 from foretext.objectives.mlm import MLM
-from tests.objectives.table import make_objective, one_step
+from foretext.text.batches import Batches
+from foretext.training.distributed import World
+from foretext.training.refresh import Rounds
+from tests.objectives.table import make_objective, make_source, one_step
 from tests.random_tokens import alphabet, leak_bound, random_documents, tiny_encoder, trained_loss
 
 over_selections = pytest.mark.parametrize("selection", ["token", "token_budget", "word", "span"])
@@ -56,3 +59,21 @@ def test_uniform_tokens_cannot_be_predicted(selection, layout):
 def test_bounds_of_the_leak_test():
     assert [round(leak_bound(n), 3) for n in (16, 64, 256)] == [2.610, 3.874, 5.127]
     assert leak_bound(16, 1.0, 0.0) == pytest.approx(2.7726, abs=1e-4)
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_static_masks_are_those_of_epoch_0(static):
+    """Three epochs of four steps: the same masks for a text every time, or not; the order of the texts is each epoch's own."""
+    objective = make_objective("mlm")
+    objective = MLM(objective.encoder, objective.tokenizer, MLM.Config(static=static))
+    assert objective.static == static
+    rounds = Rounds(objective, make_source(objective), None, 48, 10**9, 5, World(0, 1, torch.device("cpu")))
+    epochs = [rounds.batches.step(epoch)[0] for epoch in range(3)]
+    assert not torch.equal(epochs[0].documents, epochs[1].documents)
+    masks = []
+    for batch in epochs:
+        texts = batch.tokens_in.ids.split(list(batch.tokens_in.layout.lengths))
+        masks.append({document: ids.tolist() for document, ids in zip(batch.documents.tolist(), texts)})
+    assert (masks[0] == masks[1] == masks[2]) == static
+    first = Batches(make_source(objective), objective.collate, 48, 10**9, 5).step(0)[0]
+    assert torch.equal(first.tokens_in.ids, epochs[0].tokens_in.ids)
