@@ -47,6 +47,9 @@ def application(source: str | Path, exact: bool = False):
              "index": searcher.index.settings["kind"] if searcher and searcher.index else "exact" if searcher else None,
              "hybrid": bool(searcher) and (searcher.folder / "bm25").is_dir()}  # fmt: skip
 
+    if searcher:
+        searcher.search(["warm"], 1, about["hybrid"])  # opens what is opened at first use, so that nobody waits for it
+
     async def index(request: Request) -> Response:
         return HTMLResponse(page, headers=SECURITY)
 
