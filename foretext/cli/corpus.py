@@ -27,6 +27,8 @@ def prepare(
     shard: Shard = None,
     dialogues: Annotated[bool, typer.Option("--dialogues", help="the files hold conversations: a row per turn, and which answers "
                                                                 "which, for dual and convert")] = False,
+    pairs: Annotated[bool, typer.Option("--pairs", help="every record is a pair: --title-field its source, --text-field its target, "
+                                                        "for seq2seq")] = False,
     hash_buckets: Annotated[int, typer.Option(help="of a trained tokenizer: ids for characters it does not know (convert: 1000)")] = 0,
     overwrite: Overwrite = False,
 ) -> None:
@@ -35,12 +37,14 @@ def prepare(
 
     show(run(inputs, output, tokenizer=tokenizer, tokenizer_kind=tokenizer_kind, vocab_size=vocab_size, lowercase=lowercase,
              max_tokens=max_tokens, text_field=text_field, title_field=title_field, id_field=id_field, layout=layout, skip=skip,
-             strict=strict, workers=workers, shard=parse_shard(shard), dialogues=dialogues, hash_buckets=hash_buckets,
+             strict=strict, workers=workers, shard=parse_shard(shard), dialogues=dialogues, pairs=pairs, hash_buckets=hash_buckets,
              overwrite=overwrite).lines())
     if shard:
         show(["", f"next, when all shards are there: foretext merge SHARD... -o {output}-all"])
     elif dialogues:
         show(["", f"next: foretext pretrain dual -d {output} -o runs/{Path(output).name} --set pairs.kind=turns"])
+    elif pairs:
+        show(["", f"next: foretext pretrain seq2seq -d {output} -o runs/{Path(output).name} --set objective.noise=none"])
     else:
         show(["", f"next: foretext pretrain mlm -d {output} -o runs/{Path(output).name}"])
 

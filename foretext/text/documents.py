@@ -36,6 +36,7 @@ class ReadOptions:
         skip: reasons whose records are skipped and counted instead of stopping.
         strict: reasons that stop instead of being counted.
         max_skip_share: largest share of records that `skip` may drop.
+        pairs: every record is a pair (`text/paired.py`): `title_field` is its source, `text_field` its target.
     """
 
     text_field: str | None = None
@@ -45,8 +46,12 @@ class ReadOptions:
     skip: tuple[str, ...] = ()
     strict: tuple[str, ...] = ()
     max_skip_share: float = 0.05
+    pairs: bool = False
 
     def __post_init__(self):
+        if self.pairs and (self.title_field is None or self.text_field is None):
+            raise UserError("pairs need both columns: name the source with --title-field and the target with --text-field (0 and 1 in a "
+                            "file without header)")
         self.policy  # noqa: B018 - an unknown reason stops here
         if self.layout not in LAYOUTS:
             raise UserError(f"layout {self.layout!r} is unknown: choose one of {', '.join(LAYOUTS)}")

@@ -129,7 +129,8 @@ class SplitPairs:
             several = np.diff(store.sentence_offsets)[rows] > 1
             second = np.minimum(first + 1, len(store.sentence_starts) - 1)
             heads = np.where(several, np.asarray(store.sentence_starts)[second], 0).astype(np.int64)
-        keep = (heads >= SHORTEST) & (lengths - heads >= SHORTEST)
+        shortest = 1 if store.pairs else SHORTEST
+        keep = (heads >= shortest) & (lengths - heads >= shortest)
         self.left_out = int((~keep).sum())
         if not keep.any():
             raise UserError(f"{store.path}: no row has a {kind.replace('_', ' ')} and a rest to pair it with; use crops")

@@ -19,6 +19,7 @@ from foretext.progress import progress
 from foretext.text.corpus import Block, ReadOptions, Source, read_block
 from foretext.text.dialogues import Conversation, encode_conversations
 from foretext.text.packing import encode_documents
+from foretext.text.paired import encode_pairs
 from foretext.text.store import read_notes, write_part
 from foretext.text.tokenizer import Tokenizer
 
@@ -48,6 +49,8 @@ def _do_block(block: Block) -> None:
     documents, summary = read_block(block, _worker["options"])
     if documents and isinstance(documents[0], Conversation):
         arrays, counts = encode_conversations(documents, _worker["tokenizer"], _worker["max_tokens"])
+    elif _worker["options"].pairs:
+        arrays, counts = encode_pairs(documents, _worker["tokenizer"], _worker["max_tokens"])
     else:
         arrays, counts = encode_documents(documents, _worker["tokenizer"], _worker["max_tokens"], _worker["min_tokens"])
     notes = {"documents": len(arrays["keys"]), "counts": counts, "source": block.source, "summary": summary.as_dict()}

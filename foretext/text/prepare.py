@@ -73,6 +73,8 @@ class Report:
                          f"{c['with_earlier_turns']:,} of them with earlier turns")
             shown += [f"{c['cut_turns']:,} turns cut to a row"] if c["cut_turns"] else []
             shown += [f"{c['unreadable_examples']:,} examples of turns without a token"] if c["unreadable_examples"] else []
+        if "cut_sides" in c:
+            shown.append(f"pairs: the source is the row's title, the target its text; {c['cut_sides']:,} sides cut to the longest")
         shown.append(f"rows: {c['rows']:,} of {c['tokens']:,} tokens; {self.tokens_per_word:.2f} tokens per word; "
                      f"vocabulary {self.vocabulary:,}")
         cut = [f"{c[name]:,} {text}" for name, text in (("long_sentences", "sentences longer than a row, split at word ends"),
@@ -97,7 +99,8 @@ def prepare(inputs: str | Path | Sequence[str | Path], output: str | Path, *, to
             min_tokens: int = 8, text_field: str | None = None, title_field: str | None = None, id_field: str | None = None,
             layout: str = "auto", skip: Sequence[str] = (), strict: Sequence[str] = (), max_skip_share: float = 0.05,
             shard: tuple[int, int] | None = None, workers: int | None = None, overwrite: bool = False,
-            dialogues: bool = False, hash_buckets: int = 0, sample_bytes: int = SAMPLE_BYTES, block_bytes: int = BLOCK_BYTES) -> Report:
+            dialogues: bool = False, pairs: bool = False, hash_buckets: int = 0, sample_bytes: int = SAMPLE_BYTES,
+            block_bytes: int = BLOCK_BYTES) -> Report:
     """Read `inputs` and write a token store to `output`; run it again after an interruption and it continues.
 
     Args:
@@ -109,6 +112,8 @@ def prepare(inputs: str | Path | Sequence[str | Path], output: str | Path, *, to
         workers: processes; None takes every core of this process.
         dialogues: the inputs are conversations (`text/dialogues.py`); the store then holds a turn per row and a thread per document.
         hash_buckets: ids for unknown characters of a new tokenizer (`Tokenizer.hash_buckets`); for objective convert.
+        pairs: every record is a pair, `title_field` its source and `text_field` its target (`text/paired.py`); a row holds both, each of
+            up to `max_tokens`.
         sample_bytes: raw input bytes that a new tokenizer is trained on, evenly spread over the corpus (a hub stream: its start).
         block_bytes: raw input bytes per unit of work; part of the settings, since duplicates inside a block are dropped there.
 
@@ -116,8 +121,8 @@ def prepare(inputs: str | Path | Sequence[str | Path], output: str | Path, *, to
         UserError: anything about inputs, fields, tokenizer or output that a person can mend.
     """
     start, output = time.monotonic(), Path(output)
-    options = ReadOptions(text_field, title_field, id_field, layout, tuple(skip), tuple(strict), max_skip_share)
-    _check_settings(max_tokens, min_tokens, shard, tokenizer, tokenizer_kind)
+    options = ReadOptions(text_field, title_field, id_field, layout, tuple(skip), tuple(strict), max_skip_share, pairs)
+    _check_settings(max_tokens, min_tokens, shard, tokenizer, tokenizer_kind, dialogues, pairs)
     refuse_existing(output, overwrite)
     workers = workers or len(os.sched_getaffinity(0))
     sources = (dialogue_sources if dialogues else find_sources)(inputs, options)
@@ -202,7 +207,10 @@ def merge_stores(shards: Sequence[str | Path], output: str | Path, *, overwrite:
     return Report(output, counts, summaries, tokenizer.size, time.monotonic() - start)
 
 
-def _check_settings(max_tokens: int, min_tokens: int, shard: tuple[int, int] | None, tokenizer: Any, kind: str) -> None:
+def _check_settings(max_tokens: int, min_tokens: int, shard: tuple[int, int] | None, tokenizer: Any, kind: str, dialogues: bool,
+                    pairs: bool) -> None:
+    if dialogues and pairs:
+        raise UserError("say what the records are by one of --dialogues and --pairs")
     if not 1 <= min_tokens <= max_tokens // 2:
         raise UserError(f"min_tokens={min_tokens} must be at least 1 and at most half of max_tokens={max_tokens}")
     if shard and not 1 <= shard[0] <= shard[1]:

@@ -113,6 +113,11 @@ class Store:
             raise UserError(f"{self.path}: holds no conversations; make a store of turns with `foretext prepare FILES --dialogues`")
         return np.memmap(self.path / EXAMPLES, "<i8", mode="r").reshape(-1, 2 + EARLIER)
 
+    @property
+    def pairs(self) -> bool:
+        """Whether its rows are given pairs (`text/paired.py`), so that even short titles and bodies are meant."""
+        return self.manifest["settings"]["reading"].get("pairs", False)
+
     def row(self, i: int) -> np.ndarray:
         """Token ids of row `i`, a view into `tokens`."""
         return self.tokens[self.offsets[i]:self.offsets[i + 1]]

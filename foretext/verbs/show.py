@@ -74,7 +74,7 @@ def in_memory(texts: list[str], tokenizer: Tokenizer) -> Any:
     ends = np.concatenate(([0], np.cumsum(lengths)))
     sentence_offsets = np.concatenate(([0], np.cumsum(counts)))
     offsets = ends[sentence_offsets]
-    return SimpleNamespace(path=Path("--text"), tokens=ids, offsets=offsets, documents=np.arange(len(texts)),
+    return SimpleNamespace(path=Path("--text"), pairs=False, tokens=ids, offsets=offsets, documents=np.arange(len(texts)),
                            title_lengths=np.zeros(len(texts), np.int64), sentence_offsets=sentence_offsets,
                            sentence_starts=ends[:-1] - np.repeat(offsets[:-1], counts))
 

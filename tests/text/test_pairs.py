@@ -18,7 +18,7 @@ def store(lengths: list[int], titles: list[int], second_sentences: list[int | No
     starts = [[0] if second is None else [0, second] for second in second_sentences]
     return SimpleNamespace(
         tokens=np.arange(offsets[-1]).astype(np.uint16), offsets=offsets, documents=np.arange(len(lengths)), path="store",
-        title_lengths=np.array(titles, dtype=np.int32), sentence_starts=np.concatenate(starts).astype(np.int32),
+        pairs=False, title_lengths=np.array(titles, dtype=np.int32), sentence_starts=np.concatenate(starts).astype(np.int32),
         sentence_offsets=np.concatenate(([0], np.cumsum([len(s) for s in starts]))))
 
 
@@ -51,6 +51,14 @@ def test_crops_are_new_every_epoch_and_the_same_alone():
     assert not torch.equal(together.queries.ids, source.read(rows, keys(3, epoch=1)).queries.ids)
     alone = source.read(rows[1:2], keys(3)[1:2])
     assert torch.equal(together.passages.select(torch.tensor([1])).ids, alone.passages.ids)
+
+
+def test_halves():
+    source = SplitPairs(store([21, 6, 8], [0, 0, 0], [None, None, None]), "halves")
+    pairs = source.read(np.arange(2), keys(2))
+    assert source.left_out == 1  # three tokens say nothing
+    assert pairs.queries.lengths.tolist() == [10, 4]
+    assert pairs.passages.ids.tolist() == [*range(10, 21), *range(31, 35)]
 
 
 @pytest.mark.parametrize(("kind", "heads"), [("title", {1: 7, 4: 10}), ("first_sentence", {0: 12, 4: 30})])
