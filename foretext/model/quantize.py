@@ -30,9 +30,8 @@ class Codes(NamedTuple):
 def quantize(weight: Tensor, by_row: bool = False) -> Codes:
     """Nearest of 256 evenly spaced values between the smallest and the largest weight, of the tensor or of each row; ties go to even."""
     low, high = weight.aminmax(dim=1, keepdim=True) if by_row else weight.aminmax()
-    scale = (high - low) / STEPS
-    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-    return Codes(((weight - low) / scale).round().to(torch.uint8), low, scale)
+    span = torch.where(high > low, high - low, torch.full_like(low, STEPS))
+    return Codes(((weight - low) * STEPS / span).round().to(torch.uint8), low, span / STEPS)  # multiplied first: halves stay halves
 
 
 def straight_through(weight: Tensor, rounded: Tensor) -> Tensor:

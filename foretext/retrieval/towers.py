@@ -39,9 +39,12 @@ class TowerEncoder(TextEncoder):
         length = read_json(folder / "sentence_bert_config.json")["max_seq_length"]
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
-        towers = load_towers(folder).to(device).eval()
-        kind = ConversationEncoder if towers.config.joint else cls
-        return kind(towers, Tokenizer.load(folder), settings["prompts"], length, dtype)
+        return cls.of(load_towers(folder).to(device).eval(), Tokenizer.load(folder), settings["prompts"], length, dtype)
+
+    @staticmethod
+    def of(towers: Towers, *args, **kwargs) -> "TowerEncoder":
+        """Around live towers: with `encode_contexts` where they read the turns before a message."""
+        return (ConversationEncoder if towers.config.joint else TowerEncoder)(towers, *args, **kwargs)
 
     @property
     def dimension(self) -> int:

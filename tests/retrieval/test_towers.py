@@ -1,0 +1,71 @@
+"""A dual encoder's folder: written, read again, and the same vectors."""
+
+import numpy as np
+import pytest
+import torch
+
+from foretext.interop.export import export
+from foretext.retrieval.embed import TextEncoder
+from foretext.retrieval.towers import ConversationEncoder, TowerEncoder
+from foretext.verbs.pretrain import EncoderChoice, as_text_encoder, continue_heads, start_encoder
+from tests.conftest import made_up_texts
+from tests.objectives.table import EVERY, make_objective, small_tokenizer
+
+TEXTS = made_up_texts(9, seed=4)
+
+
+def make(name: str = "convert", **config):
+    encoder = make_objective(name).encoder
+    torch.manual_seed(0)
+    return EVERY[name](encoder, small_tokenizer(), EVERY[name].Config(**config))
+
+
+@pytest.mark.parametrize(("name", "config", "kind"), [
+    ("convert", {}, ConversationEncoder), ("convert", {"quantize": "tables"}, ConversationEncoder),
+    ("convert", {"quantize": "all"}, ConversationEncoder), ("convert", {"turns": 0}, TowerEncoder),
+    ("dual", {"output": "linear", "towers": "separate", "document_prompt": "it says "}, TowerEncoder),
+    ("dual", {"towers": "separate", "reduction": "cls"}, TextEncoder), ("dual", {"reduction": "max"}, TowerEncoder)])
+def test_what_is_exported_gives_the_vectors_that_training_saw(name, config, kind, tmp_path):
+    objective = make(name, **config)
+    live = as_text_encoder(objective)
+    loaded = TextEncoder.load(export(live, tmp_path / "model"))  # which compares with sentence-transformers, where that is installed
+    assert type(loaded) is kind
+    for side in ("query", "document"):
+        vectors = loaded.encode(TEXTS, side)
+        np.testing.assert_allclose(vectors, live.encode(TEXTS, side), rtol=0, atol=1e-6)
+        alone = np.concatenate([loaded.encode([text], side) for text in TEXTS])
+        np.testing.assert_allclose(vectors, alone, rtol=0, atol=1e-5)
+    if config.get("output") or name == "convert":  # else both sides are still alike
+        assert not np.allclose(loaded.encode(TEXTS, "query"), loaded.encode(TEXTS, "document"))
+    assert loaded.fingerprint() == TextEncoder.load(tmp_path / "model").fingerprint()
+
+
+@pytest.mark.parametrize("inference", ["joint", "mean"])
+def test_messages_with_the_turns_before_them(inference):
+    objective = make(multi_inference=inference).eval()
+    model = as_text_encoder(objective)
+    turns = ["", *TEXTS[:4]]
+    found = model.encode_contexts(TEXTS[4:], turns)
+    np.testing.assert_allclose(found[0], model.encode(TEXTS[4:5], "query")[0], rtol=0, atol=1e-5)
+    assert not np.allclose(found[1], model.encode(TEXTS[5:6], "query")[0], atol=1e-3)
+    for i in range(1, 5):
+        np.testing.assert_allclose(found[i], model.encode_contexts(TEXTS[4 + i : 5 + i], turns[i : i + 1])[0], rtol=0, atol=1e-5)
+
+
+def test_the_quantised_file_is_small(tmp_path):
+    sizes = {}
+    for how in (None, "tables", "all"):
+        export(as_text_encoder(make(quantize=how)), tmp_path / str(how))
+        sizes[how] = (tmp_path / str(how) / "model.safetensors").stat().st_size
+    assert sizes["tables"] < 0.5 * sizes[None]
+    assert sizes["all"] < 0.3 * sizes[None]
+
+
+def test_training_goes_on_from_a_folder(tmp_path):
+    first = make(score_scale="learned")
+    export(as_text_encoder(first), tmp_path / "model")
+    encoder, _, heads, _ = start_encoder(EncoderChoice(start=str(tmp_path / "model")), small_tokenizer(), 64)
+    again = EVERY["convert"](encoder, small_tokenizer(), first.config)
+    assert "towers" in " ".join(continue_heads(again, None, heads))
+    for name, tensor in first.towers.state_dict().items():
+        assert torch.equal(tensor, again.towers.state_dict()[name]), name
