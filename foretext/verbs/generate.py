@@ -20,10 +20,11 @@ from foretext.text.tokenizer import Tokenizer
 from foretext.training.distributed import World
 from foretext.verbs.pretrain import continue_heads, model_folder
 
+GREEDY = GenerationConfig()
 AT_ONCE = 32  # texts; changes memory, not the result (of greedy choice and beams)
 
 
-def generate(model: str | Path, texts: Sequence[str], config: GenerationConfig = GenerationConfig()) -> list[str]:
+def generate(model: str | Path, texts: Sequence[str], config: GenerationConfig = GREEDY) -> list[str]:
     """What the model writes for each text: a target for each source (seq2seq), or the text and how it goes on (clm).
 
     Args:
