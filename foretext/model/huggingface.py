@@ -172,7 +172,7 @@ OTHER_HEADS = re.compile(r"(classifier|pre_classifier|qa_outputs|discriminator_p
 
 @dataclass(frozen=True)
 class Imported:
-    """What a folder gave: the encoder, its token head if it has one, and sentences on what was left aside or starts fresh."""
+    """What a folder gave: the encoder, its token head if it has one, and sentences on what was left aside."""
 
     encoder: Encoder
     head: TokenHead | None
@@ -192,7 +192,7 @@ def load_encoder(source: str | Path, **changes) -> Encoder:
 
 
 def load_token_head(source: str | Path) -> TokenHead | None:
-    """The masked-language-model head of a folder; None where it has none (it then starts fresh: say so)."""
+    """The masked-language-model head of a folder; None where it has none (it then starts fresh)."""
     return load(source).head
 
 
@@ -221,8 +221,6 @@ def load(source: str | Path, **changes) -> Imported:
         raise UserError(
             f"{folder}: the tensors do not fit a {raw['model_type']} encoder as config.json describes it; {'; '.join(problems)}"
         )
-    if head_state is None:
-        notes.append("the token head starts fresh")
     changed = _changed(config, changes, folder)
     if encoder.positions is not None:
         state["positions.weight"] = state["positions.weight"][: changed.max_len].clone()

@@ -2,6 +2,7 @@
 
 import json
 import time
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -44,16 +45,22 @@ class Speed:
     """
 
     def __init__(self, device: torch.device, dtype: torch.dtype):
-        self.device = device
-        self.peak = measured_peak(device, dtype)  # FLOP/s of this process
+        self.device, self.dtype = device, dtype
         self.flops_per_token: float | None = None
         self.restart()
+
+    @cached_property
+    def peak(self) -> float:
+        """FLOP/s of this process at best."""
+        return measured_peak(self.device, self.dtype)
 
     def restart(self) -> None:
         self.tokens, self.start = 0, time.perf_counter()
 
     def count(self) -> FlopCounterMode:
         """A context around one step's `backward`; hand it to `counted` afterwards."""
+        self.peak  # noqa: B018 - measured before the first step, not inside a stretch that is timed, and not where no step is made
+        self.restart()
         return FlopCounterMode(display=False)
 
     def counted(self, counter: FlopCounterMode, tokens: int) -> None:

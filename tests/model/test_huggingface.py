@@ -203,14 +203,14 @@ def test_tied_weights(bert):
         load(folder)
     write(tensors | {"cls.predictions.decoder.weight": words + 1}, tie_word_embeddings=False)
     found = load(folder)
-    assert found.head is None and "of its own" in found.notes[0] and "fresh" in found.notes[-1]
+    assert found.head is None and "of its own" in found.notes[0]
 
 
 def test_the_head_may_be_missing_but_not_half_of_it(bert):
     folder, tensors, write, same = bert
     write({name: tensor for name, tensor in tensors.items() if not name.startswith("cls.")})
     assert same()
-    assert load_token_head(folder) is None and "fresh" in load(folder).notes[-1]
+    assert load_token_head(folder) is None and not load(folder).notes
     write({name: tensor for name, tensor in tensors.items() if name != "cls.predictions.transform.dense.bias"})
     with pytest.raises(UserError, match=r"cls\.predictions\.transform\.dense\.bias"):
         load(folder)
