@@ -25,7 +25,7 @@ TABLE += [("dual", "convert-mini")]
 
 # At temperature .02 a rounding of a cosine is multiplied by 50, which alone is above the 1e-6 asked of fp32 gradients.
 # A dot product of vectors that are not normalised is just as sharp. An untrained cross-encoder scores the passages of a group alike, and
-# the gradient of the listwise loss is the small difference of large ones: test_rerank.py takes one that tells them apart.
+# the gradient of the listwise loss is the small difference of large ones: test_rerank.py compares it in fp64.
 CONFIGS = {"contrastive": {"temperature": 0.1}, "marge": {"refresh_every": 2, "cluster_tokens": 200},
            "dual": {"scale_start": 5.0, "reduction": "2ha", "towers": "separate"},
            "convert": {"score_scale": "learned", "scale_start": 5.0}, "cocondenser": {"temperature": 32.0}, "seq2seq": {"decoder_layers": 2},

@@ -10,18 +10,17 @@ import pytest
 import torch
 
 from foretext.model.encoder import Tokens
-from foretext.objectives import OBJECTIVES
 from foretext.text.batches import Batches
 from foretext.text.randomness import example_keys
 from foretext.training.distributed import World
 from foretext.training.loop import TrainingConfig, train
 from foretext.training.optim import OptimConfig
 from foretext.training.step import backward
-from tests.objectives.table import LAYOUTS, NOTHING_TO_CHOOSE, TABLE, make_objective, make_source, one_step
+from tests.objectives.table import EVERY, LAYOUTS, NOTHING_TO_CHOOSE, TABLE, make_objective, make_source, one_step
 
 ALONE = World(0, 1, torch.device("cpu"))
 over_table = pytest.mark.parametrize(("name", "layout"), TABLE, ids=[f"{n}-{la.split('-')[0]}" for n, la in TABLE])
-over_objectives = pytest.mark.parametrize("name", OBJECTIVES)
+over_objectives = pytest.mark.parametrize("name", EVERY)
 
 
 def gradient(objective, batches) -> torch.Tensor:
@@ -113,15 +112,16 @@ def test_gradient_does_not_depend_on_the_split(name, layout):
 
 
 def test_gradient_agrees_on_two_ranks(tmp_path):
-    """Two gloo processes under torchrun, every objective: the gradient equals one process's."""
+    """Two gloo processes under torchrun, every objective, each with the whole model or a part: the gradient equals one process's."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     subprocess.run([*launch, "-m", "tests.objectives.ranks", tmp_path], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300)
-    for name in OBJECTIVES:
+    for name in EVERY:
         objective = make_objective(name)
         reference = gradient(objective, one_step(objective))
-        both = torch.load(tmp_path / f"{name}.pt", weights_only=True)
-        assert (both["gradient"] - reference).norm() / reference.norm() <= 1e-6, name
-        assert both["loss"] == pytest.approx(loss(objective, one_step(objective)), rel=1e-5), name
+        for parallel in ("ddp",) if objective.refresh_every else ("ddp", "fsdp"):
+            both = torch.load(tmp_path / f"{name}-{parallel}.pt", weights_only=True)
+            assert (both["gradient"] - reference).norm() / reference.norm() <= 1e-6, (name, parallel)
+            assert both["loss"] == pytest.approx(loss(objective, one_step(objective)), rel=1e-5), (name, parallel)
 
 
 def short_run(name: str, output, dropout: float = 0.1, steps: int = 6, **training):
