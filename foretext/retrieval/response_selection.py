@@ -35,10 +35,10 @@ Scorer = Callable[[np.ndarray], np.ndarray]  # numbers of examples (n,) -> score
 
 
 class Responder(Protocol):
-    """A model that scores responses. One that reads earlier turns says so by `reads_earlier` and has `encode_contexts(contexts, earlier)`.
+    """A model that scores responses. One that reads earlier turns also has `encode_contexts(contexts, earlier)`.
 
-    There `earlier` holds for each context the list of the turns before it, most recent first. An attribute `similarity` may say "dot"; else
-    vectors are compared by their cosine.
+    There `earlier` holds for each context the turns before it in one text, most recent first, or "". An attribute `similarity` may say
+    "dot"; else vectors are compared by their cosine.
     """
 
     def encode(self, texts: Sequence[str], kind: str) -> np.ndarray:
@@ -129,7 +129,7 @@ def _reciprocal(better: np.ndarray, equal: np.ndarray) -> np.ndarray:
 
 def reads_earlier_turns(model: Any) -> bool:
     """Whether a model has an encoding of contexts with the turns before them."""
-    return getattr(model, "reads_earlier", False)
+    return hasattr(model, "encode_contexts")
 
 
 def context_vectors(model: Responder, contexts: Sequence[str], earlier: Sequence[Sequence[str]] | None) -> np.ndarray:
@@ -142,7 +142,7 @@ def context_vectors(model: Responder, contexts: Sequence[str], earlier: Sequence
         return model.encode(list(contexts), "query")
     if not reads_earlier_turns(model):
         raise UserError("this model reads the newest message only; leave out the earlier turns, or train one that reads them (convert)")
-    return model.encode_contexts(list(contexts), earlier)
+    return model.encode_contexts(list(contexts), [" ".join(turns) for turns in earlier])
 
 
 def comparable(vectors: np.ndarray, similarity: str) -> np.ndarray:

@@ -86,11 +86,6 @@ class ConversationEncoder(TowerEncoder):
         scores = model.encode_contexts(["it says no such file"], ["which command was it?"]) @ model.encode(responses, "document").T
     """
 
-    @property
-    def reads_earlier(self) -> bool:
-        """Whether it was trained with the turns before a message."""
-        return self.towers.config.joint is not None
-
     def encode_contexts(self, contexts: Sequence[str], earlier: Sequence[str]) -> np.ndarray:
         """Embed messages with what was said before: (n, d) float32, to be compared with responses as `encode(texts, "query")` is.
 

@@ -17,6 +17,7 @@ import itertools
 import json
 import re
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +78,7 @@ class Conversation(Document):
 
     turns: tuple[str, ...]
     examples: np.ndarray
+    repeated: int = 0  # examples that said the same as another one of the thread, and were left out
 
 
 # ------------------------------------------------------------------------------------------------------------------ reading
@@ -312,16 +314,17 @@ def _deal(sources: Sequence[Source], options: ReadOptions, folder: Path, count: 
 
 def _threads(file: Path) -> list[Conversation]:
     """The conversations of one bucket, in the order in which their first records came."""
-    threads: dict[str, tuple[dict[str, int], dict[tuple[int, ...], None]]] = {}
+    threads: dict[str, tuple[dict[str, int], Counter[tuple[int, ...]]]] = {}
     with open(file, encoding="utf-8") as lines:
         for line in lines:
             thread, every, turns = json.loads(line)
-            numbers, examples = threads.setdefault(thread, ({}, {}))
+            numbers, examples = threads.setdefault(thread, ({}, Counter()))
             rows = [numbers.setdefault(turn, len(numbers)) for turn in turns]
             for i in range(1, len(rows)) if every else [len(rows) - 1]:
                 earlier = rows[max(0, i - 1 - EARLIER):i - 1][::-1]
-                examples[(rows[i - 1], rows[i], *earlier, *[-1] * (EARLIER - len(earlier)))] = None
-    return [Conversation(thread, "", "\n".join(numbers), tuple(numbers), np.array(list(examples), np.int32))
+                examples[(rows[i - 1], rows[i], *earlier, *[-1] * (EARLIER - len(earlier)))] += 1
+    return [Conversation(thread, "", "\n".join(numbers), tuple(numbers), np.array(list(examples), np.int32),
+                         examples.total() - len(examples))
             for thread, (numbers, examples) in threads.items()]
 
 
@@ -331,7 +334,7 @@ def encode_conversations(conversations: Sequence[Conversation], tokenizer: Token
 
     A turn over `max_tokens` keeps its start. Turns without a token are left out, with the examples that they begin or end.
     """
-    counts = {"duplicates": 0, "too_short": 0, "cut_turns": 0, "unreadable_examples": 0}
+    counts = {"duplicates": 0, "too_short": 0, "cut_turns": 0, "unreadable_examples": 0, "repeated_examples": 0}
     seen: set[bytes] = set()
     kept = []
     for conversation in conversations:
@@ -341,6 +344,7 @@ def encode_conversations(conversations: Sequence[Conversation], tokenizer: Token
             continue
         seen.add(key)
         kept.append((conversation, key))
+        counts["repeated_examples"] += conversation.repeated
     ids, lengths = tokenizer.encode_flat([turn for conversation, _ in kept for turn in conversation.turns])
     counts["cut_turns"] = int((lengths > max_tokens).sum())
     within = np.arange(len(ids)) - np.repeat(np.cumsum(lengths) - lengths, lengths)

@@ -71,6 +71,7 @@ class Report:
         if "examples" in c:
             shown.append(f"conversations: a document is a thread, a row is a turn; {c['examples']:,} examples (message -> response), "
                          f"{c['with_earlier_turns']:,} of them with earlier turns")
+            shown += [f"{c['repeated_examples']:,} examples repeated in their thread, left out"] if c["repeated_examples"] else []
             shown += [f"{c['cut_turns']:,} turns cut to a row"] if c["cut_turns"] else []
             shown += [f"{c['unreadable_examples']:,} examples of turns without a token"] if c["unreadable_examples"] else []
         if "cut_sides" in c:

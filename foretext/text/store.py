@@ -210,7 +210,7 @@ def merge_parts(parts: Sequence[Path], tokenizer: Tokenizer, folder: Path, scrat
         columns[name].append(np.zeros(1))
     if settings.get("dialogues"):
         columns[EXAMPLES] = _Column(folder / EXAMPLES, np.int64)
-        extra.update(examples=0, with_earlier_turns=0, cut_turns=0, unreadable_examples=0)
+        extra.update(examples=0, with_earlier_turns=0, cut_turns=0, unreadable_examples=0, repeated_examples=0)
     documents = rows = tokens = sentences = id_bytes = start = 0
     sums = np.zeros(len(STATISTICS), np.int64)
     histogram = np.zeros(0, np.int64)  # rows by length in tokens

@@ -202,12 +202,19 @@ def test_repeated_threads_long_and_unreadable_turns(tokenizer, tmp_path):
     long, blank = "ba de " * 40, "\u200b"
     assert not len(tokenizer.encode([blank])[0])
     path = jsonl(tmp_path / "a.jsonl", *({"turns": turns} for turns in (["ba ki", "lo mu"], ["ba ki", "lo mu"],
-                                                                        [long, "de", blank, "na po", "ra"])))
+                                                                        [long, "de", blank, "na po", "ra"], ["xe", "yo", "xe", "yo"])))
     report = prepare(path, tmp_path / "store", tokenizer=tokenizer, dialogues=True, max_tokens=20, workers=1)
     store = Store.open(tmp_path / "store")
     assert report.counts["duplicates"] == 1 and report.counts["cut_turns"] == 1 and report.counts["unreadable_examples"] == 2
-    assert [row[row >= 0].tolist() for row in store.examples] == [[0, 1], [2, 3], [4, 5, 3, 2]]
+    assert [row[row >= 0].tolist() for row in store.examples] == [[0, 1], [2, 3], [4, 5, 3, 2], [6, 7], [7, 6, 6], [6, 7, 7, 6]]
     assert np.diff(store.offsets).max() == 20
+
+
+def test_examples_repeated_in_a_thread_are_counted(tokenizer, tmp_path):
+    record = {"context": "ba ki", "response": "lo mu", "thread_id": "t"}
+    path = jsonl(tmp_path / "a.jsonl", record, record, record | {"context/0": "de"})
+    report = prepare(path, tmp_path / "store", tokenizer=tokenizer, dialogues=True, workers=1)
+    assert report.counts["repeated_examples"] == 1 and report.counts["examples"] == 2 and "1 examples repeated" in str(report)
 
 
 def test_continues_after_an_interruption(file, tokenizer, tmp_path, store):

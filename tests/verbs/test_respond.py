@@ -105,7 +105,7 @@ def test_responses_of_polyai_lines(tmp_path):
 
 def test_a_responder_does_not_echo_and_keeps_the_order_of_the_file():
     class Model:
-        similarity, reads_earlier = "dot", True
+        similarity = "dot"
 
         def encode(self, texts, kind):
             return np.array([[len(text), 1.0] for text in texts], np.float32)
