@@ -26,7 +26,7 @@ class Scale(nn.Module):
         super().__init__()
         self.kind, self.start, self.dimension = kind, start, dimension
         if kind == "learned":
-            self.log = nn.Parameter(torch.tensor(math.log(start)))
+            self.log = nn.Parameter(torch.tensor([math.log(start)]))  # (1,), not (): fully sharded training takes no scalars
         elif kind == "annealed":
             self.register_buffer("updates", torch.zeros((), dtype=torch.int64))  # in the checkpoint; advanced by training updates alone
 

@@ -18,6 +18,7 @@ from torch import nn
 from foretext.errors import UserError
 from foretext.files import read_json, whole_folder, write_json
 from foretext.training.distributed import World
+from foretext.training.sharding import part, whole
 from foretext.training.step import random_state, set_random_state
 
 
@@ -31,10 +32,11 @@ def save(folder: Path, objective: nn.Module, optimizer: torch.optim.Optimizer, s
     """
     random = [world.gather_rows(part[None])[0] for part in random_state(world.device)]  # every rank's own
     target = folder / "checkpoints" / f"step-{state['step']}"
+    weights, moments = tensors(objective), whole_state(optimizer)  # where they are sharded, all ranks have to ask for them
     if world.first:
         with whole_folder(target, overwrite=True) as new:
-            save_file(tensors(objective), new / "objective.safetensors")
-            torch.save({"optimizer": optimizer.state_dict(), "random": random}, new / "optimizer.pt")
+            save_file(weights, new / "objective.safetensors")
+            torch.save({"optimizer": moments, "random": random}, new / "optimizer.pt")
             if rows:
                 safetensors.numpy.save_file({name: np.ascontiguousarray(value) for name, value in rows.items()}, new / "rows.safetensors")
             write_json(new / "state.json", state)
@@ -59,7 +61,7 @@ def load(folder: Path, step: int, objective: nn.Module, optimizer: torch.optim.O
     path = folder / "checkpoints" / f"step-{step}"
     load_objective(path, objective)
     saved = torch.load(path / "optimizer.pt", weights_only=True, map_location=world.device)
-    optimizer.load_state_dict(saved["optimizer"])
+    load_moments(optimizer, saved["optimizer"])
     if len(saved["random"][0]) == world.size:
         set_random_state([part[world.rank].cpu() for part in saved["random"]], world.device)
     elif any(getattr(module, "dropout", 0) for module in objective.modules()):
@@ -76,13 +78,36 @@ def load_rows(folder: Path, step: int) -> dict[str, np.ndarray]:
 
 def load_objective(path: Path, objective: nn.Module) -> None:
     """Load the weights of a checkpoint folder into an objective of the same shape."""
-    missing, unknown = objective.load_state_dict(load_file(path / "objective.safetensors"), strict=False)
-    if unknown or set(missing) & set(tensors(objective)):
+    state = objective.state_dict()
+    found = load_file(path / "objective.safetensors")
+    found = {name: part(value, state[name]) if name in state else value for name, value in found.items()}
+    missing, unknown = objective.load_state_dict(found, strict=False)
+    if unknown or set(missing) & own_names(objective):
         raise UserError(f"{path}: holds the weights of another model (missing {missing[:3]}, unknown {unknown[:3]})")
 
 
 def tensors(module: nn.Module) -> dict[str, torch.Tensor]:
     """The state of a module, a tensor with several names (ELECTRA's shared embeddings) once, under the first."""
-    first: dict[int, str] = {}
-    return {name: value.contiguous() for name, value in module.state_dict().items()
-            if first.setdefault(value.data_ptr(), name) == name}
+    own = own_names(module)
+    return {name: whole(value).contiguous() for name, value in module.state_dict().items() if name in own}
+
+
+def own_names(module: nn.Module) -> set[str]:
+    """The first name of every parameter and buffer."""
+    return {name for name, _ in [*module.named_parameters(), *module.named_buffers()]}
+
+
+def whole_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The optimiser's state with whole tensors, the same however they are sharded."""
+    state = optimizer.state_dict()
+    moments = {i: {name: whole(value) if torch.is_tensor(value) else value for name, value in values.items()}
+               for i, values in state["state"].items()}
+    return state | {"state": moments}
+
+
+def load_moments(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Undo `whole_state`."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    moments = {i: {name: part(value, parameters[i]) if torch.is_tensor(value) else value for name, value in values.items()}
+               for i, values in saved["state"].items()}
+    optimizer.load_state_dict(saved | {"state": moments})

@@ -1,12 +1,16 @@
 """The only file that knows about processes: torchrun's contract, and the few collective operations training needs."""
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+from foretext.training.sharding import shard, sharded
 
 
 @dataclass(frozen=True)
@@ -34,11 +38,20 @@ class World:
         """Whether this process writes files and talks to the user."""
         return self.rank == 0
 
-    def wrap(self, module: nn.Module) -> nn.Module:
-        """`module` with its gradients averaged over all ranks."""
+    def wrap(self, module: nn.Module, parallel: Literal["ddp", "fsdp"] = "ddp") -> nn.Module:
+        """`module` with its gradients averaged over all ranks; each holds all of it (ddp), or a part in a copy (fsdp)."""
         if self.size == 1:
             return module
+        if parallel == "fsdp":
+            return shard(module, self.device)
         return DistributedDataParallel(module, device_ids=[self.device.index] if self.device.type == "cuda" else None)
+
+    def sync(self, model: nn.Module, now: bool) -> AbstractContextManager:
+        """A context for one backward pass: gradients travel between ranks with it, or only add up here for now."""
+        if sharded(model):
+            model.set_requires_gradient_sync(now)
+            return nullcontext()
+        return nullcontext() if now or self.size == 1 else model.no_sync()
 
     def sum(self, values: Tensor) -> Tensor:
         """Add up a tensor over all ranks, in place."""

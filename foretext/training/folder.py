@@ -13,6 +13,8 @@ from foretext.objectives.base import Objective
 from foretext.text.batches import Source
 from foretext.training.distributed import World
 
+SAME_RUN = {"log_every", "checkpoint_every", "keep", "parallel", "checkpoint_activations"}  # may change while a run goes on
+
 
 def open_run(output: Path, settings: dict[str, Any], overwrite: bool, world: World, count_steps: Callable[[], int]) -> int:
     """Make the run folder, or recognise it as the same run; returns the number of updates to make."""
@@ -39,7 +41,7 @@ def describe(objective: Objective, source: Source, config: BaseModel) -> dict[st
     """What makes a run this run, JSON-ready."""
     return {"objective": {"name": objective.name} | objective.config.model_dump(mode="json"),
             "encoder": objective.encoder.config.model_dump(mode="json"),
-            "training": config.model_dump(mode="json", exclude={"log_every", "checkpoint_every", "keep"}),
+            "training": config.model_dump(mode="json", exclude=SAME_RUN),
             "data": {"examples": len(source.lengths), "tokens": int(source.lengths.sum())}}
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from foretext.errors import UserError
 from foretext.objectives.base import Batch, Objective
 from foretext.progress import console, progress
 from foretext.text.batches import Source, split_evenly
@@ -24,6 +25,7 @@ from foretext.training.folder import describe, open_run
 from foretext.training.optim import OptimConfig, clip_gradients, learning_rate, make_optimizer, set_rate
 from foretext.training.recompute import recompute_activations
 from foretext.training.refresh import Rounds
+from foretext.training.sharding import sharded
 from foretext.training.step import Sums, backward, measure
 from foretext.training.telemetry import Log, Speed
 
@@ -51,6 +53,7 @@ class TrainingConfig(BaseModel):
     valid_every: int = Field(200, gt=0, description="updates between validations")
     valid_examples: int = Field(1024, gt=0, description="held-out examples used, at most")
     patience: int | None = Field(None, gt=0, description="validations in a row without an improvement after which the run ends")
+    parallel: Literal["ddp", "fsdp"] = Field("ddp", description="with several processes: each holds the whole model, or a part of it")
     checkpoint_activations: bool = Field(False, description="keep only what enters each layer, compute the rest again on the way back: "
                                                             "less memory, a third more time, the same result")
     checkpoint_every: int = Field(500, gt=0, description="updates between checkpoints")
@@ -107,7 +110,11 @@ def train(objective: Objective, source: Source, output: str | Path, config: Trai
     objective.encoder.compute_dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     if config.checkpoint_activations:
         recompute_activations(objective)
-    model = world.wrap(objective)
+    model, given = world.wrap(objective, config.parallel), objective
+    if sharded(model):
+        if judge:
+            raise UserError("training.parallel: fsdp cannot search while it trains (training.patience, valid_split): take ddp")
+        objective = model
     optimizer = make_optimizer(objective, config.optim)
     rounds = Rounds(objective, source, valid, config.batch_size, config.micro_tokens, config.seed, world)
     state = {"step": 0, "updates": 0, "tokens": 0, "best": None, "best_step": None, "waited": 0, "valid": {}}
@@ -186,6 +193,8 @@ def train(objective: Objective, source: Source, output: str | Path, config: Trai
                 raise Stopped(f"stopped at step {state['step']} of {total}; a checkpoint is written: the same command goes on from there")
     if log:
         log.close()
+    if sharded(model):
+        given.load_state_dict(checkpoint.tensors(objective), strict=False)  # a tensor with two names is there once
     return Result(state["step"], time.monotonic() - start, state["tokens"], latest | state["valid"], state["best_step"])
 
 
