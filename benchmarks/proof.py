@@ -19,8 +19,8 @@ from foretext.retrieval.collection import read_collection
 from foretext.retrieval.embed import TextEncoder
 from foretext.retrieval.evaluate import evaluate, table
 from foretext.training.loop import has_bf16
-from foretext.verbs.retriever import FinetuneConfig, finetune
 from foretext.verbs.pretrain import PretrainConfig, pretrain
+from foretext.verbs.retriever import FinetuneConfig, finetune
 
 DATA, OUT = Path("runs/quickstart"), Path("runs/proof")
 SCRATCH = {"start": "bert-tiny", "max_len": 96}

@@ -3,10 +3,32 @@
 from typing import Annotated, Optional
 
 import typer
+from typer.core import TyperGroup
 
 from foretext.errors import UserError
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich",
+ROAD = {  # the verbs as --help lists them: stretches of the road, and in each the order in which they are typed
+    "Start": ("quickstart", "init"),
+    "Text": ("prepare", "merge", "show"),
+    "Train": ("plan", "pretrain", "finetune", "mine", "compare", "verify-resume"),
+    "Search": ("encode", "index", "search", "rerank", "serve", "evaluate"),
+    "Use": ("classify", "respond", "generate", "export", "import"),
+}
+
+
+class Road(TyperGroup):
+    """Verbs in the order of `ROAD`; one that is not there yet comes last, under More."""
+
+    def __init__(self, **settings):
+        super().__init__(**settings)
+        stretch = {name: panel for panel, names in ROAD.items() for name in names}
+        rest = [name for name in self.commands if name not in stretch]
+        self.commands = {name: self.commands[name] for name in [*stretch, *rest] if name in self.commands}
+        for name, command in self.commands.items():
+            command.rich_help_panel = stretch.get(name, "More")
+
+
+app = typer.Typer(cls=Road, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich",
                   help="Turns a pile of your own text into a text encoder you can search with, and proves that it helped.")
 finetune_app = typer.Typer(no_args_is_help=True, help="Fine-tune an encoder on labels.")
 app.add_typer(finetune_app, name="finetune")

@@ -116,9 +116,9 @@ def test_every_settings_file_is_valid(name):
     import yaml
 
     from foretext.config import check
-    from foretext.verbs.retriever import FinetuneConfig
     from foretext.verbs.init import settings_file
     from foretext.verbs.pretrain import PretrainConfig
+    from foretext.verbs.retriever import FinetuneConfig
 
     check(FinetuneConfig if name == "retriever" else PretrainConfig, yaml.safe_load(settings_file(name)))
 
@@ -192,3 +192,17 @@ def test_kill_9_and_resume_ends_with_the_same_bits(place, tmp_path):
     assert whole.keys() == killed.keys()
     for name, tensor in whole.items():
         assert (tensor == killed[name]).all(), name
+
+
+def test_help_follows_the_road():
+    """Every verb has its place, and the places are in order."""
+    from typer.main import get_command
+
+    from foretext.cli import app
+
+    commands = get_command(app).commands
+    panels = [command.rich_help_panel for command in commands.values()]
+    assert list(dict.fromkeys(panels)) == ["Start", "Text", "Train", "Search", "Use"]
+    order = list(commands)
+    road = ("quickstart", "prepare", "pretrain", "finetune", "mine", "encode", "search", "evaluate", "export")
+    assert [order.index(verb) for verb in road] == sorted(order.index(verb) for verb in road)
