@@ -25,7 +25,7 @@ def settings_file(what: str) -> str:
     before, _, after = text.partition("\nobjective: {")
     rest = after.partition("\n")[2]
     own = commented_yaml(OBJECTIVES[what].Config, indent=2).rstrip("\n")
-    if OBJECTIVES[what].reads != "pairs":  # a section without effect is no section
+    if OBJECTIVES[what].reads != "pairs" and OBJECTIVES[what].pairs == "crops":  # a section without effect is no section
         start, end = rest.index("pairs:"), rest.index("valid_share:")
         rest = rest[:start] + rest[end:]
     return f"# foretext pretrain THIS.yaml\n{before}\nobjective:\n  name: {what}\n{own}\n{rest}"
