@@ -41,8 +41,9 @@ def application(source: str | Path, exact: bool = False):
     from starlette.routing import Route
 
     searcher, encoder = _open(source, exact)
+    name = Path(source).resolve().name  # strangers need not know where it lies
     page = PAGE.read_text(encoding="utf-8")
-    about = {"status": "ok", "source": str(source), "documents": len(searcher.vectors.ids) if searcher else 0,
+    about = {"status": "ok", "source": name, "documents": len(searcher.vectors.ids) if searcher else 0,
              "dimension": encoder.dimension, "similarity": encoder.similarity,
              "index": searcher.index.settings["kind"] if searcher and searcher.index else "exact" if searcher else None,
              "hybrid": bool(searcher) and (searcher.folder / "bm25").is_dir()}  # fmt: skip
@@ -58,7 +59,7 @@ def application(source: str | Path, exact: bool = False):
 
     async def search(request: Request) -> Response:
         if searcher is None:
-            raise UserError(f"{source} is a model without documents; serve the FOLDER of `foretext encode {source} TEXT... -o FOLDER`")
+            raise UserError(f"{name} is a model without documents; `foretext encode MODEL TEXT... -o FOLDER`, then serve FOLDER")
         query, k, hybrid = _asked(request.query_params)
         if hybrid and not about["hybrid"]:
             raise UserError("hybrid=1: this folder has no bm25/; encode it again, or search without hybrid")
