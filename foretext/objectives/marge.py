@@ -122,7 +122,8 @@ class MARGE(Objective):
         self.decoder = Decoder(encoder.config, cross, base, round(config.decoder_ffn * encoder.config.ffn_width))
         self.output = TiedHead(encoder)
         L, H = (cross if config.beta != "shared" else 1), (encoder.config.heads if config.beta == "head" else 1)
-        self.beta = nn.Parameter(torch.full((L, H), config.beta_start))
+        self.beta = nn.Parameter(torch.full((L * H,), config.beta_start))  # (layers * heads): a vector, so no weight decay
+        self.beta_layers = L
         self.refresh_every = config.refresh_every
         if config.distill_attention:
             self.terms = ("reconstruction", "distillation")
@@ -335,7 +336,7 @@ class MARGE(Objective):
         for bucket, (some_t, some_e) in zip(batch.queries.buckets, counts):
             lengths = [torch.tensor(layout.lengths[a:a + n], device=relevance.device) for layout, a, n in (
                 (batch.written.layout, t, some_t), (batch.evidence.layout, e, some_e))]
-            of_target, of_text = (F.one_hot(torch.arange(len(n), device=n.device).repeat_interleave(n), len(n)).float() for n in lengths)
+            of_target, of_text = (F.one_hot(torch.arange(len(n), device=n.device).repeat_interleave(n)).to(relevance) for n in lengths)
             part = (slice(t, t + some_t), slice(e, e + some_e))
             shape[bucket] = of_target, of_text, relevance[part], batch.hidden[part]
             t, e = t + some_t, e + some_e
@@ -345,11 +346,11 @@ class MARGE(Objective):
                 of_target, of_text, near, hidden = shape[a]
                 scores = beta[:, None, None] * near  # (H, t, m); spread over tokens by products, whose backward are sums
                 scores = of_target @ scores.masked_fill(hidden, 0.0) @ of_text.T
-                never = (of_target @ hidden.float() @ of_text.T) > 0
+                never = (of_target @ hidden.to(of_target) @ of_text.T) > 0
                 return scores.to(dtype).masked_fill(never, torch.finfo(dtype).min)[None]
             return make_bias(batch.queries, batch.keys, rule, dtype)
 
-        made = [layer(beta) for beta in self.beta]
+        made = [layer(beta) for beta in self.beta.view(self.beta_layers, -1)]
         return made if len(made) > 1 else made * self.config.decoder_layers
 
     def distillation(self, looked: "Looked", batch: MargeBatch, relevance: Tensor) -> Tensor:
