@@ -14,7 +14,7 @@ from foretext.model.folder import Heads, write_heads
 from foretext.model.huggingface import write_encoder
 from foretext.retrieval.classifier import TextClassifier
 
-# Short: a cross-encoder cuts the passage alone, and only where the query fits do the libraries agree.
+# Short: the passage alone is cut here, the longer of the two in CrossEncoder, which is the same for queries of up to half the length.
 QUERIES = ("array mean", "Größe", "東京?", "", "x ** 2", "word")
 PROBLEMS = {"classes": "single_label_classification", "labels": "multi_label_classification", "score": "regression"}
 
@@ -69,7 +69,12 @@ def verify(model: TextClassifier, folder: Path, stock: bool = True) -> dict[str,
         RuntimeError: a difference above 1e-5 (of the largest logit or of 1, whichever is larger).
     """
     probes = [*PROBES, "word " * min(model.max_len, 1024)]
-    pairs = [list(QUERIES), probes] if model.cut == "second" else [[*QUERIES, *probes], [*probes, *reversed(probes)]]
+    if model.cut == "second":
+        room = (model.max_len - 4) // 2
+        fitting = [bool(n <= room) for n in model.tokenizer.encode_flat(QUERIES)[1]]
+        pairs = [[text for text, fits in zip(side, fitting) if fits] for side in (QUERIES, probes)]
+    else:
+        pairs = [[*QUERIES, *probes], [*probes, *reversed(probes)]]
     dtype, model.dtype = model.dtype, torch.float32
     try:
         expected = (model.logits(probes), model.logits(*pairs))

@@ -97,7 +97,7 @@ def mine(run: Run, queries: Mapping[str, str], positives: Mapping[str, Sequence[
         limit = _limit([scores[name] for name in answers if name in scores], config)
         found = _candidates(run.get(query, {}), answers, passages, limit, config, mined.removed)
         if config.choose == "sample" and len(found) > config.negatives:
-            draws = uniform(keys[row], "negatives", torch.arange(len(found)))
+            draws = uniform(keys[row : row + 1], "negatives", torch.arange(len(found)))
             found = [found[i] for i in sorted(draws.argsort(stable=True)[: config.negatives].tolist())]
         found = found[: config.negatives]
         mined.ranks += [rank for rank, _ in found]
