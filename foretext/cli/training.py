@@ -73,10 +73,18 @@ def plan(
 def export(
     run: Annotated[str, typer.Argument(help="run folder")],
     output: Output,
+    format: Annotated[str, typer.Option(help="folder: for transformers and sentence-transformers; onnx: graphs for machines without torch")]
+    = "folder",
+    int8: Annotated[bool, typer.Option("--int8", help="of onnx: products in 8 bits, smaller and on most processors faster")] = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Write a run's encoder as a folder that transformers and sentence-transformers load, and check that they do."""
-    from foretext.verbs.pretrain import export_again
+    from foretext.verbs.pretrain import export_again, export_graphs
+
+    if format != "folder" or int8:
+        show([*export_graphs(run, output, format, int8, overwrite), "", "next: in Python, without torch,",
+              "    from foretext.interop.onnx import OnnxEncoder", f'    OnnxEncoder("{output}").encode(["some text"], "query")'])
+        return
 
     folder = export_again(run, output, overwrite)
     show([f"model: {folder}", "", "next: in Python,", "    from sentence_transformers import SentenceTransformer",

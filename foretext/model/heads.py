@@ -166,7 +166,7 @@ def pool(hidden: Tensor, layout: Layout, how: Pooling) -> Tensor:
     """One vector per sequence: (T, D) -> (B, D), by its first token, its last, or by the mean over its tokens."""
     if how != "mean":
         return hidden.index_select(0, pooled_rows(layout, how))
-    return layout.sums(hidden.float()) / layout.cu_seqlens.diff()[:, None]
+    return layout.sums(hidden.float()) / (layout.cu_seqlens[1:] - layout.cu_seqlens[:-1])[:, None]
 
 
 def pooled_rows(layout: Layout, how: Pooling) -> Tensor | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from foretext.config import check, gather, underlay
 from foretext.errors import UserError
@@ -17,11 +17,14 @@ from foretext.interop.export import export, verify
 from foretext.model.encoder import Encoder
 from foretext.model.folder import Heads, locate, read_heads
 from foretext.model.huggingface import load as load_huggingface
-from foretext.model.presets import FAMILIES, SIZES, preset
+from foretext.model.lora import merge_lora
+from foretext.model.presets import CONVERT, is_preset, preset
+from foretext.model.towers import is_towers, load_towers, new_encoder
 from foretext.objectives import OBJECTIVES
 from foretext.objectives.base import Objective
 from foretext.progress import console
 from foretext.retrieval.embed import TextEncoder
+from foretext.retrieval.towers import TowerEncoder
 from foretext.text.batches import Source
 from foretext.text.pairs import PairChoice
 from foretext.text.store import Store
@@ -30,6 +33,7 @@ from foretext.training.distributed import World
 from foretext.training.loop import Result, TrainingConfig, train
 
 SHORTEST_MAX_LEN = 8
+TOWERS = "a dual encoder"  # whose heads mean the same in every objective that has towers
 
 
 class EncoderChoice(BaseModel):
@@ -42,6 +46,7 @@ class EncoderChoice(BaseModel):
                                 description="longest input in tokens; default: the longest row, or the checkpoint's")
     dropout: float = Field(0.0, ge=0, lt=1, description="after embeddings and layers; slow on CPUs, and one pass over a text needs none")
     attention_dropout: float = Field(0.0, ge=0, lt=1, description="on attention weights")
+    options: dict[str, Any] = Field({}, description="of a preset: fields of its network to set otherwise, for example {layers: 6}")
 
 
 class PretrainConfig(BaseModel):
@@ -76,6 +81,8 @@ def settings(file: str | Path | None = None, given: dict[str, Any] | None = None
     """`PretrainConfig` from a file and flags; where an objective has a paper's recipe for the encoder, it fills what they leave open."""
     values = gather(file, given, sets)
     name = values.get("objective", {}).get("name")
+    if name in OBJECTIVES and OBJECTIVES[name].start:
+        values = underlay(values, {"encoder": {"start": OBJECTIVES[name].start}})
     recipe = OBJECTIVES[name].recipes.get(values.get("encoder", {}).get("start")) if name in OBJECTIVES else None
     if recipe:
         training = dict(recipe["training"])
@@ -120,28 +127,35 @@ def make_objective(config: PretrainConfig, tokenizer: Tokenizer, longest: int) -
     torch.manual_seed(config.training.seed)
     encoder, head, heads, notes = start_encoder(config.encoder, tokenizer, longest)
     objective = kind(encoder, tokenizer, options)
+    towers = getattr(objective, "towers", None)
+    if tokenizer.hash_buckets and (towers is None or towers.stock):  # said now, not by the export after days of training
+        raise UserError(f"the store's tokenizer has hash buckets, which no class of transformers knows: train convert on it, or prepare "
+                        f"the corpus without --hash-buckets for {name}")
     taken = continue_heads(objective, head, heads)
     for note in notes + taken * (not is_preset(config.encoder.start)):  # from a preset everything is fresh
         console.print(note)
     return objective
 
 
-def is_preset(start: str) -> bool:
-    """Whether an encoder's name is `family-size`, not a folder's."""
-    family, _, size = start.rpartition("-")
-    return family in FAMILIES and size in SIZES
-
-
 def start_encoder(choice: EncoderChoice, tokenizer: Tokenizer, longest: int):
     """(encoder, its token head or None, other heads or None, notes): fresh from a preset, or with the weights of a folder."""
     dropout = {"dropout": choice.dropout, "attention_dropout": choice.attention_dropout}
+    if choice.start in CONVERT:
+        if any(dropout.values()):
+            raise UserError(f"encoder.dropout: {choice.start} has none inside (its paper trains without); set objective.dropout instead")
+        length = {"max_len": choice.max_len} if choice.max_len else {}
+        return network(choice, tokenizer, **length), None, None, []
     if is_preset(choice.start):
         family, _, size = choice.start.rpartition("-")
         if family == "mpnet" and tokenizer.pad_id != 1:  # said now, not by the export after days of training
             raise UserError(f"{choice.start} needs a tokenizer whose padding has id 1 (transformers takes that for granted), found "
                             f"{tokenizer.pad_id}: prepare the corpus with --tokenizer-kind bpe, or take bert-{size}")
-        return Encoder(preset(choice.start, tokenizer.size, max_len=choice.max_len or longest, **dropout)), None, None, []
+        return network(choice, tokenizer, max_len=choice.max_len or longest, **dropout), None, None, []
+    if choice.options:
+        raise UserError(f"encoder.options: {choice.start} has its shape already; only presets can be changed")
     folder = model_folder(choice.start)
+    if is_towers(Path(folder)):
+        return start_towers(choice, Path(folder), tokenizer)
     changes = dropout | ({"max_len": choice.max_len} if choice.max_len else {})
     found = load_huggingface(folder, **changes)
     if Tokenizer.load(folder).fingerprint != tokenizer.fingerprint:
@@ -149,10 +163,30 @@ def start_encoder(choice: EncoderChoice, tokenizer: Tokenizer, longest: int):
     return found.encoder, found.head, read_heads(locate(folder)), list(found.notes)
 
 
+def start_towers(choice: EncoderChoice, folder: Path, tokenizer: Tokenizer):
+    """As `start_encoder`, from a dual encoder's folder: the encoder (the queries' one), and all that stands on it as heads."""
+    if Tokenizer.load(folder).fingerprint != tokenizer.fingerprint:
+        raise UserError(f"{choice.start} has another tokenizer than the store: prepare the corpus again with --tokenizer {choice.start}")
+    towers, others = load_towers(folder), read_heads(folder)
+    tensors = {f"towers.{name}": tensor for name, tensor in towers.state_dict().items()} | dict(others.tensors if others else {})
+    if choice.max_len:
+        towers.encoder.config = towers.encoder.config.model_copy(update={"max_len": choice.max_len})
+    return towers.encoder, None, Heads(TOWERS, {}, tensors), []
+
+
+def network(choice: EncoderChoice, tokenizer: Tokenizer, **changes: Any):
+    """A preset's network with fresh weights."""
+    try:
+        return new_encoder(preset(choice.start, tokenizer.size, **changes | choice.options))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise UserError(f"encoder.options.{'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None
+
+
 def model_folder(name: str | Path) -> str:
     """A run folder's export, or the folder or hub id itself."""
     inside = Path(name) / "export"
-    return str(inside) if (inside / "config.json").is_file() else str(name)
+    return str(inside) if any((inside / file).is_file() for file in ("config.json", "modules.json")) else str(name)
 
 
 def continue_heads(objective: Objective, head: torch.nn.Module | None, heads: Heads | None) -> list[str]:
@@ -176,6 +210,8 @@ def continue_heads(objective: Objective, head: torch.nn.Module | None, heads: He
 
 def related(objective: Objective, name: str) -> bool:
     """Whether the heads of the objective `name` mean the same here."""
+    if name == TOWERS:
+        return hasattr(objective, "towers")
     other = OBJECTIVES.get(name)
     return other is not None and (isinstance(objective, other) or issubclass(other, type(objective)))
 
@@ -203,7 +239,8 @@ def finish(objective: Objective, folder: Path, result: Result, start: str, data:
     """Export what was trained to `folder`/export, with its heads, and check that it loads elsewhere."""
     model = as_text_encoder(objective)
     head = getattr(objective, "head", None)
-    extra = {name: tensor for name, tensor in objective.heads().items() if not name.startswith("head.")}
+    elsewhere = ("head.", "towers.") if isinstance(model, TowerEncoder) else ("head.",)  # in the model's own file
+    extra = {name: tensor for name, tensor in objective.heads().items() if not name.startswith(elsewhere)}
     heads = Heads(objective.name, objective.config.model_dump(mode="json"), extra) if extra else None
     card = {"data": data, "objective": objective.name, "steps": result.steps, "tokens": result.tokens, "encoder": start,
             "metrics": {name: round(value, 4) for name, value in result.last.items() if name.startswith("valid_")}}
@@ -219,14 +256,29 @@ def as_text_encoder(objective: Objective) -> TextEncoder:
     """The objective's live encoder as something that embeds texts."""
     prompts = {"query": getattr(objective.config, "query_prompt", ""), "document": getattr(objective.config, "document_prompt", "")}
     similarity = "cosine" if objective.normalize else "dot"
-    return TextEncoder(objective.encoder, objective.tokenizer, objective.pooling, objective.normalize, prompts, objective.max_len,
-                       similarity)
+    towers = getattr(objective, "towers", None)
+    if towers is not None and not towers.stock:
+        return TowerEncoder.of(towers, objective.tokenizer, prompts, objective.max_len)
+    second = getattr(objective, "document_encoder", None) if towers is None else towers.second_encoder
+    return TextEncoder(merge_lora(objective.encoder), objective.tokenizer, objective.pooling, objective.normalize, prompts,
+                       objective.max_len, similarity, document_encoder=second and merge_lora(second),
+                       projection=getattr(objective, "projection", None))
+
+
+def export_graphs(run: str | Path, output: str | Path, format: str, int8: bool = False, overwrite: bool = False) -> list[str]:
+    """A run's or a folder's encoder as ONNX graphs; says what was written."""
+    from foretext.interop.onnx import export_onnx
+
+    if format != "onnx":
+        raise UserError(f"--format {format}: choose folder or onnx" if format != "folder" else "--int8 goes with --format onnx")
+    sizes = export_onnx(model_folder(run), output, int8, overwrite)
+    return [f"graph: {Path(output) / name}  ({size / 1e6:.1f} MB)" for name, size in sizes.items()]
 
 
 def export_again(run: str | Path, output: str | Path, overwrite: bool = False) -> Path:
     """Copy a run's exported model elsewhere, checked once more."""
     folder = Path(run) / "export"
-    if not (folder / "config.json").is_file():
+    if model_folder(run) != str(folder):
         raise UserError(f"{run}: no finished run there (export/ is missing); run its training command again to finish it")
     with whole_folder(output, overwrite) as new:
         shutil.copytree(folder, new, dirs_exist_ok=True)
