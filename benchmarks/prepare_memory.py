@@ -1,14 +1,17 @@
-"""Peak memory of `prepare` for a corpus and for one ten times as large: the second must not be larger.
+"""Peak memory of `prepare` for growing corpora: it must reach a plateau.
 
-    python benchmarks/prepare_memory.py [--megabytes 20] [--workers 2] [--no-train]
+    python benchmarks/prepare_memory.py [TEXT] [--megabytes 10 100 400] [--workers 2] [--scratch FOLDER]
 
-The corpus is made up (Zipf-distributed words, 2 % repeated documents), written as jsonl.gz into a temporary folder. Memory is the
-sum of the private memory of the process and its workers (USS, sampled ten times a second), so shared pages count once.
-Also printed: throughput, and the share of the bare tokenizer's throughput on the same texts.
+TEXT is anything `foretext prepare` reads: its documents are drawn again and again, each time with their words in another order, so
+that the corpus grows to any size without duplicates and keeps real words. Without TEXT the words are made up. 2 % of the documents
+repeat the one before. The corpora are jsonl.gz in a temporary folder. Memory is the sum of the private memory of the process and its
+workers (USS, sampled ten times a second), so shared pages count once. Also printed: throughput, and the share of the bare
+tokenizer's throughput on the same texts.
 """
 
 import argparse
 import gzip
+import itertools
 import json
 import multiprocessing
 import os
@@ -20,25 +23,36 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+from rich.console import Console
+from rich.table import Table
 
 
-def write_corpus(path: Path, megabytes: float, seed: int = 0) -> None:
-    """About `megabytes` of text in documents of a few thousand characters."""
-    draw = np.random.default_rng(seed)
+def pools(text: str | None) -> list[np.ndarray]:
+    """The words of each document to draw from."""
+    if text:
+        from foretext.text.corpus import read_documents
+
+        documents = itertools.islice(read_documents(text), 2000)
+        return [words for document in documents if len(words := np.array(document.text.split(), object)) >= 100]
+    draw = np.random.default_rng(0)
     letters = np.array(list("etaoinshrdlucmfw"))
-    words = np.array(["".join(draw.choice(letters, draw.integers(2, 10))) for _ in range(30_000)])
+    words = np.array(["".join(draw.choice(letters, draw.integers(2, 10))) for _ in range(30_000)], object)
     chances = 1 / np.arange(10, len(words) + 10)
-    chances /= chances.sum()
-    written, previous, number = 0, "", 0
+    return [words[draw.choice(len(words), 500, p=chances / chances.sum())] for _ in range(2000)]
+
+
+def write_corpus(path: Path, megabytes: float, pools: list[np.ndarray]) -> None:
+    """About `megabytes` of text: documents of at most 500 words, in sentences of 20."""
+    draw = np.random.default_rng(0)
+    written, text, number = 0, "", 0
     with gzip.open(path, "wt", compresslevel=1, encoding="utf-8") as file:
         while written < megabytes * 1e6:
-            for row in words[draw.choice(len(words), (50, 500), p=chances)]:
-                sentences = [" ".join(part).capitalize() + "." for part in np.split(row, 25)]
-                text = previous if draw.random() < 0.02 and previous else " ".join(sentences)
-                previous = text
-                file.write(json.dumps({"_id": str(number), "text": text}) + "\n")
-                written += len(text)
-                number += 1
+            if draw.random() >= 0.02 or not text:
+                words = draw.permutation(pools[draw.integers(len(pools))])[:500]
+                text = " ".join(" ".join(words[i:i + 20]).capitalize() + "." for i in range(0, len(words), 20))
+            file.write(json.dumps({"_id": str(number), "text": text}, ensure_ascii=False) + "\n")
+            written += len(text)
+            number += 1
 
 
 def peak_of(command: list[str]) -> tuple[float, str]:
@@ -90,25 +104,28 @@ def bare(texts: list[str], folder: str, queue) -> None:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--megabytes", type=float, default=20, help="text of the smaller corpus; the larger has ten times as much")
+    parser.add_argument("text", nargs="?", help="documents to draw words from; default: made-up words")
+    parser.add_argument("--megabytes", type=float, nargs="+", default=[10, 100, 400], help="of text, a corpus each")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--scratch", help="folder for the corpora and stores; default: the system's")
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
+    table = Table("text", "tokenizer given: peak", "speed", "tokenizer trained: peak", "speed")
+    with tempfile.TemporaryDirectory(dir=given.scratch) as folder:
         folder = Path(folder)
-        peaks, speeds, tokenizer = [], [], ""
-        for times in (1, 10):
-            corpus = folder / f"x{times}.jsonl.gz"
-            write_corpus(corpus, given.megabytes * times)
+        words, tokenizer, speeds = pools(given.text), "", {}
+        for megabytes in given.megabytes:
+            corpus = folder / f"{megabytes:g}.jsonl.gz"
+            write_corpus(corpus, megabytes, words)
+            peaks = {}
             for trained in (True, False):
-                store = folder / f"store-{times}-{trained}"
+                store = folder / f"{megabytes:g}-{trained}"
                 command = [sys.executable, "-c", RUN, str(corpus), str(store), str(given.workers), "" if trained else tokenizer]
-                peak, printed = peak_of(command)
-                tokenizer = str(store / "tokenizer")
-                peaks.append(peak)
-                speeds.append(float(printed))
-                print(f"x{times:<2} {given.megabytes * times:,.0f} MB, tokenizer {'trained' if trained else 'given':<7}: "
-                      f"peak {peak:,.0f} MB, {speeds[-1]:.2f} MB/s", flush=True)
-        with gzip.open(folder / "x1.jsonl.gz", "rt", encoding="utf-8") as file:
+                peaks[trained], printed = peak_of(command)
+                tokenizer, speeds[trained] = str(store / "tokenizer"), float(printed)
+            table.add_row(f"{megabytes:,.0f} MB", *(cell for trained in (False, True)
+                                                    for cell in (f"{peaks[trained]:,.0f} MB", f"{speeds[trained]:.2f} MB/s")))
+            Console().print(table)
+        with gzip.open(folder / f"{given.megabytes[0]:g}.jsonl.gz", "rt", encoding="utf-8") as file:
             texts = [json.loads(line)["text"] for line in file]
         queue = multiprocessing.get_context("fork").SimpleQueue()
         runs = [multiprocessing.get_context("fork").Process(target=bare, args=(texts[i::given.workers], tokenizer, queue))
@@ -116,9 +133,7 @@ def main() -> None:
         for run in runs:
             run.start()
         alone = sum(queue.get() for _ in runs)
-        print(f"bare encode_batch_fast, {given.workers} processes: {alone:.2f} MB/s; prepare reaches {speeds[-1] / alone:.0%} of it")
-        growth = peaks[2] / peaks[0], peaks[3] / peaks[1]
-        print(f"ten times the text: {growth[0]:.2f} x the memory with training, {growth[1]:.2f} x without")
+        print(f"bare encode_batch_fast, {given.workers} processes: {alone:.2f} MB/s; prepare reaches {speeds[False] / alone:.0%} of it")
 
 
 if __name__ == "__main__":
