@@ -18,7 +18,7 @@ def quickstart(output: Output = "runs/quickstart", sets: Sets = []) -> None:
 
 
 @app.command()
-def init(what: Annotated[str, typer.Argument(help="an objective's name, or retriever")]) -> None:
+def init(what: Annotated[str, typer.Argument(help="an objective's name, or retriever, reranker, classifier")]) -> None:
     """Print a commented settings file: foretext init retromae > run.yaml"""
     from foretext.verbs.init import settings_file
 
