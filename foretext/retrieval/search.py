@@ -136,11 +136,11 @@ def _merge(best, numbers, scores, start: int, keep: int):
     if not torch.isfinite(scores[0]).all():  # any vector that is not finite shows in any query's products
         row = int((~torch.isfinite(scores[0])).nonzero()[0, 0]) + start
         raise UserError(f"the vector of document number {row} is not finite (nan or inf), or its product overflows")
-    full = best.shape[1] == keep
-    beats = scores > best[:, -1:] if full else torch.ones_like(scores, dtype=torch.bool)
-    if scores.shape[1] > keep and int(beats.sum()) > 4 * keep * len(scores):  # the first block, or one far better
-        beats &= scores >= scores.topk(keep, dim=1, sorted=False).values.amin(dim=1, keepdim=True)
-    flat = _true_places(beats)  # by query, then by row
+    flat = _true_places(scores > best[:, -1:]) if best.shape[1] == keep else None  # by query, then by row
+    if flat is None or (scores.shape[1] > keep and len(flat) > 4 * keep * len(scores)):  # the first block, or one far better
+        least = scores.topk(min(keep, scores.shape[1]), dim=1, sorted=False).values.amin(dim=1, keepdim=True)
+        beats = scores >= least
+        flat = _true_places(beats if flat is None else beats & (scores > best[:, -1:]))
     if not len(flat):
         return best, numbers
     query = flat // scores.shape[1]

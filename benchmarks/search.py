@@ -1,0 +1,91 @@
+"""Exact search: queries per second of foretext's scan and of faiss's flat index, each in a process of its own.
+
+    python benchmarks/search.py --threads 1            # 64 queries, 200,000 vectors of 256 dimensions, the best 100
+
+`faiss beside torch` is the same index in a process that has also imported torch: two OpenMP runtimes share its cores there.
+Peers take turns, round by round; the first round warms up. With one thread the processor's time counts, so that other work on the
+machine disturbs less; with more, the clock on the wall. What faiss needs to add the vectors is not counted; foretext searches them as they lie.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+PEERS = ("foretext", "faiss", "faiss beside torch")
+
+
+def serve(peer: str, folder: Path, k: int, threads: int) -> None:
+    """A peer: prepares, then searches once for every line it is sent."""
+    clock = time.process_time if threads == 1 else time.perf_counter
+    vectors, queries = np.load(folder / "vectors.npy"), np.load(folder / "queries.npy")
+    if peer.startswith("faiss"):
+        if "torch" in peer:
+            import torch
+
+            torch.set_num_threads(threads)
+            torch.ones(256, 256) @ torch.ones(256, 256)
+        import faiss
+
+        faiss.omp_set_num_threads(threads)
+        index = faiss.IndexFlatIP(vectors.shape[1])
+        index.add(vectors)
+        search = lambda: index.search(queries, k)  # noqa: E731
+    else:
+        import torch
+
+        from foretext.retrieval.search import search as nearest
+
+        torch.set_num_threads(threads)
+        search = lambda: nearest(queries, vectors, k)  # noqa: E731
+    for _ in sys.stdin:
+        began = clock()
+        _, found = search()
+        spent = clock() - began
+        print(json.dumps({"seconds": spent, "found": found.tolist()}), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in (("rows", 200_000), ("dimension", 256), ("queries", 64), ("k", 100), ("rounds", 5), ("threads", 1)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--peer", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.peer:
+        return serve(asked.peer, asked.folder, asked.k, asked.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        draw = np.random.default_rng(0)
+        for name, rows in (("vectors", asked.rows), ("queries", asked.queries)):
+            np.save(Path(folder) / f"{name}.npy", draw.standard_normal((rows, asked.dimension), dtype=np.float32))
+        command = [sys.executable, __file__, "--folder", folder, "--k", str(asked.k), "--threads", str(asked.threads)]
+        running = {peer: subprocess.Popen([*command, "--peer", peer], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+                   for peer in PEERS}
+        times, last = {peer: [] for peer in PEERS}, {}
+        for turn in range(asked.rounds + 1):
+            for peer, process in running.items():
+                process.stdin.write("go\n")
+                process.stdin.flush()
+                last[peer] = json.loads(process.stdout.readline())
+                if turn:
+                    times[peer].append(last[peer]["seconds"])
+        for process in running.values():
+            process.stdin.close()
+            process.wait()
+    exact = last["foretext"]["found"]
+    print(f"{'':<20}{'median q/s':>12}{'best q/s':>12}{'same':>9}")
+    for peer in PEERS:
+        recall = np.mean([len(set(a) & set(b)) / len(b) for a, b in zip(last[peer]["found"], exact)])
+        median, best = asked.queries / statistics.median(times[peer]), asked.queries / min(times[peer])
+        print(f"{peer:<20}{median:>12,.0f}{best:>12,.0f}{recall:>9.4f}")
+    return None
+
+
+if __name__ == "__main__":
+    main()
