@@ -111,16 +111,16 @@ def test_settings_file(place):
     assert str(file) in done.stderr
 
 
-@pytest.mark.parametrize("name", ["mpnet", "electra", "retromae", "dupmae", "condenser", "cocondenser", "clm", "contrastive", "retriever"])
+@pytest.mark.parametrize("name", ["mpnet", "electra", "retromae", "dupmae", "condenser", "cocondenser", "clm", "contrastive", "retriever",
+                                  "reranker", "classifier"])
 def test_every_settings_file_is_valid(name):
     import yaml
 
     from foretext.config import check
-    from foretext.verbs.init import settings_file
+    from foretext.verbs.init import TASKS, settings_file
     from foretext.verbs.pretrain import PretrainConfig
-    from foretext.verbs.retriever import FinetuneConfig
 
-    check(FinetuneConfig if name == "retriever" else PretrainConfig, yaml.safe_load(settings_file(name)))
+    check(TASKS[name][0] if name in TASKS else PretrainConfig, yaml.safe_load(settings_file(name)))
 
 
 @pytest.mark.parametrize(("arguments", "said"), [
