@@ -187,7 +187,7 @@ def _typed(prompt: str) -> str:
 
 @app.command()
 def generate(
-    model: Annotated[str, typer.Argument(help="run folder of seq2seq or clm, or a BART folder that a run wrote")],
+    model: Annotated[str, typer.Argument(help="run folder of seq2seq, clm or marge, or a BART folder that a run wrote")],
     text: Annotated[list[str], typer.Argument(help="what to write from; '-' reads one text a line from standard input")],
     longest: Annotated[int, typer.Option(help="tokens made at most")] = 100,
     beams: Annotated[int, typer.Option(help="hypotheses kept at once; 1: always the likeliest token")] = 1,
@@ -197,7 +197,7 @@ def generate(
     top_p: Annotated[float, typer.Option(help="sample among the likeliest tokens that hold this probability")] = 1.0,
     seed: Annotated[int, typer.Option(help="of sampling")] = 0,
 ) -> None:
-    """Write text from text: a target for each source (seq2seq), or how a text goes on (clm)."""
+    """Write text from text: a target for each source (seq2seq), one from all lines together (marge), or how a text goes on (clm)."""
     from foretext.config import check
     from foretext.model.generation import GenerationConfig
     from foretext.verbs.generate import generate as run

@@ -15,11 +15,9 @@ Relations: with `relevance: detached` the vectors learn nothing from reconstruct
 Example, in anybody's loop:
 
     marge = MARGE(encoder, tokenizer)
-    batches = evidence(marge, store)                   # training.rounds: finds evidence with the weights as they are
-    for step in range(1000):
-        for batch in batches.step(step):
-            loss = marge(batch).terms["reconstruction"] / batch.counts["reconstruction"]; loss.backward()
-        ...                                            # batches.refresh() when you like
+    rounds = Rounds(marge, marge.source(store))        # training.refresh; evidence is found with the weights as they are
+    for batch in rounds:                               # and rounds.refresh() when you like
+        loss = marge(batch).terms["reconstruction"] / batch.counts["reconstruction"]
 
     C clusters   Nt targets   M evidence texts   T target tokens   S evidence tokens   D width   L layers with cross-attention
 """
@@ -38,10 +36,11 @@ from torch import Tensor, nn
 
 from foretext.errors import UserError
 from foretext.model.attention import Bias, Bucket, Layout, make_bias
-from foretext.model.decoder import Decoder, Memory
+from foretext.model.decoder import Decoder, Generation, Memory
 from foretext.model.encoder import Encoder, Tokens
+from foretext.model.generation import GenerationConfig, generate
 from foretext.model.heads import TiedHead
-from foretext.objectives.base import Batch, Corpus, Objective, ObjectiveConfig, Step, flat
+from foretext.objectives.base import Batch, Corpus, Objective, ObjectiveConfig, Step, flat, longest_first
 from foretext.objectives.show import Note, Row, Shown, Token
 from foretext.text.batches import Documents, StoreSource, spans
 from foretext.text.clusters import ClusterSource, Related, Rows, Texts, by_document, chosen, rows_of_clusters, texts_of
@@ -137,7 +136,7 @@ class MARGE(Objective):
 
     # ------------------------------------------------------------------------------------------------------------ what is read
 
-    def source(self, store: Store, part: str, valid_share: float, pairs: PairChoice) -> ClusterSource:
+    def source(self, store: Store, part: str = "all", valid_share: float = 0.0, pairs: PairChoice | None = None) -> ClusterSource:
         """Targets of the `part`, evidence from the training part (or, with `target_store`, from the whole store)."""
         c, room = self.config, self.max_len - 2
         if c.target_store is None:
@@ -370,6 +369,32 @@ class MARGE(Objective):
                 "relevance_random": (relevance[others].sum(), others.sum()),
                 "beta": (self.beta.mean() * len(batch.clusters), len(batch.clusters))}
 
+    def generate(self, prompts: list[Tensor], config: GenerationConfig, language: int = 0) -> list[Tensor]:
+        """Write one text from all these evidence texts together, each as relevant as the others (section 3: f is 1 for given evidence).
+
+        Args:
+            prompts: ids of the evidence texts without special tokens, cut to `max_len`.
+            language: which of `languages` it is to be in.
+        Returns:
+            one tensor of ids without special tokens.
+        """
+        device = self.encoder.words.weight.device
+        kept = [prompt[: self.max_len - 2] for prompt in prompts]
+        documents = Documents(torch.cat(kept), torch.tensor([len(ids) for ids in kept]), torch.zeros(len(kept), dtype=torch.int64),
+                              torch.arange(len(kept)))
+        evidence = flat(self.framed(longest_first(documents)[0])).to(device)
+        training, begin = self.training, self.prefixes[language].to(device)
+        self.eval()
+        with torch.no_grad():
+            states, keys = self.read(evidence)[0], Layout.of([len(evidence.ids)], device=device)
+            memory = Memory(states, Layout.of([1], device=device), keys).hypotheses(config.beams)
+            config = config.model_copy(update={"longest": min(config.longest, self.max_len - len(begin))})
+            never = self.vocabulary.special.clone()
+            never[self.tokenizer.sep_id] = False
+            made = generate(Hypotheses(self, self.decoder.begin(memory)), begin[None], self.tokenizer.sep_id, never, config)
+        self.train(training)
+        return made
+
     def show(self, batch: MargeBatch) -> list[Shown]:
         shown: list[Shown] = []
         with torch.no_grad():
@@ -389,6 +414,23 @@ class MARGE(Objective):
                 shown.append(Row(f"document {int(batch.documents[b])}, relevance of the evidence {near}", tokens))
             t, e = t + some_t, e + some_e
         return shown
+
+
+@dataclass
+class Hypotheses:
+    """The decoder as `model.generation` wants it."""
+
+    objective: MARGE
+    generation: Generation
+
+    def step(self, ids: Tensor) -> Tensor:
+        encoder = self.objective.encoder
+        for column in ids.unbind(1):
+            hidden = self.objective.decoder.step(encoder, column, self.generation)
+        return self.objective.output(hidden, encoder.words)
+
+    def select(self, rows: Tensor) -> None:
+        self.generation.select(rows)
 
 
 class Looked:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from foretext.objectives.base import Objective, Rows
+from foretext.objectives.base import Batch, Objective, Rows
 from foretext.progress import console, duration, progress
 from foretext.retrieval.approximate import How, approximate
 from foretext.retrieval.embed import TextEncoder
@@ -57,15 +57,23 @@ class Corpus:
 class Rounds:
     """Which micro-batches come next, over all rounds of a run; an objective that never refreshes has one round without end.
 
+    In a loop of one's own, where nobody counts steps and a round lasts until `refresh` is called:
+
+        rounds = Rounds(objective, objective.source(store))
+        for batch in rounds:
+            (objective(batch).terms["reconstruction"] / batch.counts["reconstruction"]).backward()
+            ...  # an optimiser; rounds.refresh() when you like
+
     Attributes:
         valid: held-out examples of this round, None where there are none.
         rows: what the objective arranged, {} before the first refresh or without any.
         report: numbers about the latest refresh, for the log.
     """
 
-    def __init__(self, objective: Objective, source: Source, valid: Source | None, batch_size: int, micro_tokens: int, seed: int,
-                 world: World):
-        self.objective, self.world, self.texts, self.held_out = objective, world, source, valid
+    def __init__(self, objective: Objective, source: Source, valid: Source | None = None, batch_size: int = 16, micro_tokens: int = 1 << 40,
+                 seed: int = 1, world: World | None = None):
+        self.objective, self.texts, self.held_out, self.next = objective, source, valid, 0
+        self.world = world or World(0, 1, next(objective.parameters()).device)
         self.batch_size, self.micro_tokens, self.seed = batch_size, micro_tokens, seed
         self.every, self.rows, self.report, self.first = objective.refresh_every, {}, {}, None
         if not self.every:
@@ -101,6 +109,17 @@ class Rounds:
         if self.first is None:
             self.renew(0)
 
+    def __iter__(self) -> Iterator[Batch]:
+        """The batches of step after step, without end."""
+        self.begin()
+        while True:
+            step, self.next = self.next, self.next + 1
+            yield from (batch.to(self.world.device) for batch in self.batches.step(step))
+
+    def refresh(self) -> None:
+        """Begin a new round with the next batch of an iteration over this."""
+        self.renew(self.next)
+
     def steps(self, state: dict[str, Any], total: int, ahead: int) -> Iterator[list[Any]]:
         """Micro-batches of step after step while `state["updates"]` is under `total`; a refresh happens between two of them.
 
@@ -126,6 +145,6 @@ def arranged(objective: Objective, source: Source, seed: int, world: World | Non
     """A source as the objective arranges it with the weights it has now; for a look, or for a loop of one's own."""
     if not objective.refresh_every:
         return source
-    rounds = Rounds(objective, source, None, 1, 1, seed, world or World(0, 1, next(objective.parameters()).device))
+    rounds = Rounds(objective, source, seed=seed, world=world)
     rounds.begin()
     return rounds.source

@@ -27,6 +27,8 @@ AT_ONCE = 32  # texts; changes memory, not the result (of greedy choice and beam
 def generate(model: str | Path, texts: Sequence[str], config: GenerationConfig = GREEDY) -> list[str]:
     """What the model writes for each text: a target for each source (seq2seq), or the text and how it goes on (clm).
 
+    From MARGE one text comes of all of them together: they are its evidence.
+
     Args:
         model: a run folder, its export, or a BART folder that this package wrote.
     Raises:
@@ -35,9 +37,10 @@ def generate(model: str | Path, texts: Sequence[str], config: GenerationConfig =
     objective = load_writer(model)
     tokenizer, made = objective.tokenizer, []
     prompts = [torch.from_numpy(ids).long() for ids in tokenizer.encode(list(texts))]
+    at_once = len(prompts) if objective.reads == "clusters" else AT_ONCE  # evidence belongs together
     with progress("writing", len(prompts)) as advance:
-        for first in range(0, len(prompts), AT_ONCE):
-            some = prompts[first : first + AT_ONCE]
+        for first in range(0, len(prompts), at_once):
+            some = prompts[first : first + at_once]
             made += [tokenizer.decode(ids.tolist()) for ids in objective.generate(some, config)]
             advance(len(some))
     return made

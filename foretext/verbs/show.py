@@ -16,6 +16,7 @@ from foretext.text.randomness import example_keys, permutation
 from foretext.text.sentences import split_sentences
 from foretext.text.store import Store
 from foretext.text.tokenizer import Tokenizer
+from foretext.training.refresh import arranged
 from foretext.verbs import pretrain as pretraining
 from foretext.verbs.pretrain import PretrainConfig
 
@@ -41,7 +42,7 @@ def show(what: str, texts: list[str] = (), store: str | None = None, tokenizer: 
     words = find_tokenizer(opened, tokenizer, encoder)
     longest = pretraining.longest_row(opened) if opened else max(len(ids) for ids in words.encode(texts)) + 2
     objective = pretraining.make_objective(config, words, max(longest, pretraining.SHORTEST_MAX_LEN)).eval()
-    source = read_from(objective, config, opened, texts)
+    source = arranged(objective, read_from(objective, config, opened, texts), config.training.seed)
     batch = first_batch(objective, source, config.training.seed, epoch, count if opened else len(texts))
     return objective.show(batch), words
 

@@ -8,6 +8,7 @@ import torch
 
 from foretext.errors import UserError
 from foretext.model.encoder import Encoder
+from foretext.model.generation import GenerationConfig
 from foretext.model.presets import preset
 from foretext.objectives.marge import MARGE
 from foretext.text.batches import Documents
@@ -315,12 +316,12 @@ def test_files_of_marge_pytorch_train_at_once(tmp_path):
     ids = np.random.default_rng(0).integers(5, 440, (12, 10)).astype("<i4")
     ids.tofile(tmp_path / "documents.dat")
     objective = tiny(same_links=1)
-    rounds = Rounds(objective, memmap_source(MemmapDocuments(tmp_path / "documents.dat", (12, 10))), None, 2, 10_000, 1, ALONE)
-    rounds.renew(0)
-    for step in range(3):
-        for batch in rounds.batches.step(step):
-            (objective(batch).terms["reconstruction"] / batch.counts["reconstruction"]).backward()
-    rounds.renew(3)
+    rounds = Rounds(objective, memmap_source(MemmapDocuments(tmp_path / "documents.dat", (12, 10))), batch_size=2)
+    for step, batch in zip(range(5), rounds):
+        (objective(batch).terms["reconstruction"] / batch.counts["reconstruction"]).backward()
+        if step == 2:
+            rounds.refresh()
+    assert rounds.first == 3
     assert objective.beta.grad.all()
 
 
@@ -344,6 +345,22 @@ def test_export_is_the_document_encoder_and_the_rest_comes_back(tmp_path):
     again.load_state_dict({name: tensor for name, tensor in heads.tensors.items()}, strict=False)
     examples = related(TARGETS, EVIDENCE)
     torch.testing.assert_close(loss(again, examples), loss(objective, examples), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_generates_from_evidence_what_it_learned(beams):
+    """One cluster learned by heart comes back from its evidence, in either order."""
+    objective = tiny(decoder_layers=1)
+    batch = objective.collate(related([TARGETS[0]], EVIDENCE[:2]))
+    optimizer = torch.optim.AdamW(objective.parameters(), lr=3e-3)
+    for _ in range(40):
+        optimizer.zero_grad()
+        objective(batch).terms["reconstruction"].backward()
+        optimizer.step()
+    for order in ([0, 1], [1, 0]):
+        prompts = [torch.tensor(EVIDENCE[i]) for i in order]
+        made, = objective.generate(prompts, GenerationConfig(beams=beams))
+        assert made.tolist() == TARGETS[0]
 
 
 def test_show_names_the_evidence():
