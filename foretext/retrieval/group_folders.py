@@ -105,12 +105,12 @@ def add_scores(groups: Groups, path: str | Path, policy: Policy = DEFAULT_POLICY
 
 
 def apply_scores(groups: Groups, run: Run) -> int:
-    """Carry scores to passages by query and document id; returns how many listed passages have none."""
+    """Carry scores to passages by query and document id, in place of any they had; returns how many listed passages have none."""
     missing = 0
     for group in groups.groups:
         known = run.get(group.query_id, {})
         for listed in (group.positives, group.negatives):
-            listed[:] = [Listed(entry.id, known.get(entry.id, entry.score)) for entry in listed]
+            listed[:] = [Listed(entry.id, known.get(entry.id)) for entry in listed]
             missing += sum(entry.score is None for entry in listed)
     return missing
 
