@@ -4,7 +4,7 @@
 
 `faiss beside torch` is the same index in a process that has also imported torch: two OpenMP runtimes share its cores there.
 Peers take turns, round by round; the first round warms up. With one thread the processor's time counts, so that other work on the
-machine disturbs less; with more, the clock on the wall. Adding the vectors to faiss's index is not counted; foretext searches them as they lie.
+machine disturbs less; with more, the clock on the wall. Adding vectors to the index of faiss is not counted; foretext needs none.
 """
 
 import argparse

@@ -21,8 +21,8 @@ from foretext.verbs.search import Searcher
 
 MOST_HITS, MOST_TEXTS, MOST_BYTES = 1000, 256, 4 << 20  # of one request
 PAGE = Path(__file__).with_name("serve.html")
-SECURITY = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; "
-                                       "base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
+SECURITY = {"Content-Security-Policy": "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+                                       "connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
             "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}  # fmt: skip
 
 
