@@ -26,13 +26,20 @@ from foretext.training.optim import OptimConfig
 from foretext.verbs.pretrain import EncoderChoice, model_folder, start_encoder
 
 
+class ClassifierOptim(OptimConfig):
+    """Rates that fall with depth, so that what pre-training found is kept."""
+
+    lr: float = Field(1e-4, gt=0, description="peak learning rate (ELECTRA base; small 3e-4)")
+    layer_decay: float = Field(0.8, gt=0, le=1, description="rate of each layer as a share of the one above; 1 for encoders from scratch")
+
+
 class ClassifierTraining(TrainingConfig):
     """The loop's settings with the defaults of classification (ELECTRA, arXiv 2003.10555, appendix B: base size)."""
 
     default_budget: ClassVar[dict[str, float]] = {"epochs": 3}
 
     batch_size: int = Field(32, gt=0, description="texts of one update")
-    optim: OptimConfig = OptimConfig(lr=1e-4, layer_decay=0.8)
+    optim: ClassifierOptim = ClassifierOptim()
     valid_every: int = Field(100, gt=0, description="updates between validations")
 
 

@@ -33,13 +33,20 @@ from foretext.training.optim import OptimConfig
 from foretext.verbs.pretrain import EncoderChoice, model_folder, start_encoder
 
 
+class RerankerOptim(OptimConfig):
+    """How weights move in fine-tuning (objectives.md 17)."""
+
+    lr: float = Field(2e-5, gt=0, description="peak learning rate (RetroMAE: 1e-5 with 65 passages a query)")
+    eps: float = Field(1e-8, gt=0, description="AdamW")
+
+
 class RerankerTraining(TrainingConfig):
     """The loop's settings with the defaults of rerankers (RetroMAE's and Gao et al.'s recipes)."""
 
     default_budget: ClassVar[dict[str, float]] = {"epochs": 2}
 
     batch_size: int = Field(16, gt=0, description="queries of one update, each with its group")
-    optim: OptimConfig = OptimConfig(lr=2e-5, eps=1e-8)
+    optim: RerankerOptim = RerankerOptim()
 
 
 class RerankerConfig(BaseModel):
