@@ -158,11 +158,12 @@ def test_both_key_sets(folder):
 @pytest.mark.parametrize(
     ("files", "sentence"),
     [
-        ({"modules": ("Transformer", "Pooling", "Dense", "Normalize")}, "Dense"),
+        ({"modules": ("Transformer", "Pooling", "Dense", "Dense")}, "Dense, Dense"),
+        ({"modules": ("Transformer", "Pooling", "Normalize", "Dense")}, "Normalize, Dense"),
         ({"modules": ("StaticEmbedding",)}, "StaticEmbedding"),
         ({"pooling": {"pooling_mode_max_tokens": True}}, "max"),
         ({"pooling": {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}}, "cls + mean"),
-        ({"pooling": {"pooling_mode": "lasttoken"}}, "lasttoken"),
+        ({"pooling": {"pooling_mode": "weightedmean"}}, "weightedmean"),
         ({"pooling": {"pooling_mode": "cls", "include_prompt": False}}, "include_prompt"),
         ({"config": {"similarity_fn_name": "euclidean"}}, "euclidean"),
     ],
@@ -171,6 +172,31 @@ def test_what_is_not_here_is_refused(folder, files, sentence):
     put(folder, **files)
     with pytest.raises(UserError, match=re.escape(sentence)):
         TextEncoder.load(folder)
+
+
+def test_a_projection_with_an_activation_is_refused(folder):
+    put(folder, modules=("Transformer", "Pooling", "Dense"))
+    (folder / "2_Dense").mkdir()
+    dense = {"in_features": 32, "out_features": 8, "bias": True, "activation_function": "torch.nn.modules.activation.Tanh"}
+    (folder / "2_Dense" / "config.json").write_text(json.dumps(dense))
+    with pytest.raises(UserError, match="Tanh"):
+        TextEncoder.load(folder)
+
+
+def test_a_bi_encoder_in_two_folders_without_more_is_retromaes(folder, tmp_path):
+    """query_model/ and passage_model/: cls, dot product, and each kind of text by its own network."""
+    import shutil
+
+    for name in ("query_model", "passage_model"):
+        shutil.copytree(folder, tmp_path / "untied" / name)
+    loaded = TextEncoder.load(tmp_path / "untied", "cpu")
+    assert (loaded.pooling, loaded.normalized, loaded.similarity) == ("cls", False, "dot")
+    assert "RetroMAE" in loaded.notes[0]
+    before = loaded.encode(["fox"], "document")
+    with torch.no_grad():
+        loaded.encoder.words.weight += 0.1
+    np.testing.assert_array_equal(loaded.encode(["fox"], "document"), before)
+    assert np.abs(loaded.encode(["fox"], "query") - before).max() > 1e-4
 
 
 @pytest.mark.skipif(MINILM is None or not importlib.util.find_spec("sentence_transformers"), reason="MiniLM is not installed")
