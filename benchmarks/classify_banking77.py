@@ -30,11 +30,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="updates instead, for a quick look")
     options = parser.parse_args()
 
-    small = {"objective": {"head": "mean"}, "training": {"optim": {"lr": 1e-3, "layer_decay": 1.0}}}
+    small = {"objective": {"head": "mean"}, "training": {"optim": {"lr": 3e-3, "layer_decay": 1.0}}}
     kinds = {"pre-trained": (options.pretrained, None, small, options.epochs),
              "from scratch": (options.preset, model_folder(options.pretrained), small, options.epochs)}  # fmt: skip
     if options.minilm:
-        large = {"objective": {"head": "mean"}, "training": {"optim": {"lr": 3e-4, "layer_decay": 0.9}}}
+        large = {"objective": {"head": "mean"}, "training": {"optim": {"lr": 5e-4, "layer_decay": 0.9}}}
         kinds["MiniLM"] = (options.minilm, None, large, options.epochs / 2)
     right = {name: accuracies(name, *kind, options) for name, kind in kinds.items()}
 
