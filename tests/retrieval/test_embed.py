@@ -194,7 +194,7 @@ def test_a_bi_encoder_in_two_folders_without_more_is_retromaes(folder, tmp_path)
     assert "RetroMAE" in loaded.notes[0]
     before = loaded.encode(["fox"], "document")
     with torch.no_grad():
-        loaded.encoder.words.weight += 0.1
+        loaded.encoder.words.weight.copy_(loaded.encoder.words.weight.flip(1))
     np.testing.assert_array_equal(loaded.encode(["fox"], "document"), before)
     assert np.abs(loaded.encode(["fox"], "query") - before).max() > 1e-4
 
