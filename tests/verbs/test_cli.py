@@ -44,7 +44,7 @@ def place(tmp_path_factory):
     for split, rows in (("train", range(100)), ("test", range(100, 150))):
         (beir / "qrels" / f"{split}.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(f"q{i}\td{i}\t1\n" for i in rows))
     done = foretext("prepare", folder / "corpus.jsonl", "-o", folder / "store", "--vocab-size", 512, "--max-tokens", 62)
-    assert "150 documents from 150 lines" in done.stdout
+    assert "150 lines, 150 accepted" in done.stdout
     assert "next: foretext pretrain" in done.stdout
     return folder
 
