@@ -7,7 +7,8 @@ References: MARGE (arXiv 2006.15020), section 2.1 relevance and equation 4, 2.2 
 Inputs: documents of a store; who is evidence for whom is found anew every `refresh_every` steps. An example is a cluster: a few
     targets and the evidence that they share.
 Owns: the encoder's upper layers for evidence, the decoder, the bias of its output, the scale of relevance.
-Exports: the document encoder - the first `document_layers` layers and the embeddings - with cls pooling; all the rest in `heads.safetensors`.
+Exports: the document encoder - the first `document_layers` layers and the embeddings - with cls pooling; all the rest is in
+    `heads.safetensors`.
 When to use it: corpora where documents retell each other (translations, news, versions of a text), when vectors of whole documents are
     wanted. On a corpus without such documents there is nothing to find.
 Relations: with `relevance: detached` the vectors learn nothing from reconstruction (the paper's ablation). `seq2seq` is the same decoder
@@ -74,32 +75,32 @@ class MARGE(Objective):
     pooling = "cls"
 
     class Config(ObjectiveConfig):
-        document_layers: int | None = Field(None, gt=0, description="layers of the document encoder (paper: 4); default: 4, or all but one")
-        evidence_layers: int | None = Field(None, gt=0, description="layers that evidence passes in all (paper: 12); default: the encoder's")
-        base_layers: int | None = Field(None, ge=0, description="decoder layers without cross-attention (paper: 4); default: a third of those with")
-        decoder_layers: int | None = Field(None, gt=0, description="decoder layers with cross-attention (paper: 12); default: the encoder's")
+        document_layers: int | None = Field(None, gt=0, description="of the document encoder (paper: 4); default: 4, or all but one")
+        evidence_layers: int | None = Field(None, gt=0, description="that evidence passes in all (paper: 12); default: all")
+        base_layers: int | None = Field(None, ge=0, description="decoder layers without cross-attention (paper: 4); default: a third")
+        decoder_layers: int | None = Field(None, gt=0, description="with cross-attention (paper: 12); default: as evidence_layers")
         decoder_ffn: float = Field(1.0, gt=0, description="feed-forward width of those layers, as a multiple of the encoder's (paper: 4)")
-        beta: Literal["shared", "layer", "head"] = Field("shared", description="the trainable scale of relevance: one, one for each layer, or each head")
+        beta: Literal["shared", "layer", "head"] = Field("shared", description="scale of relevance: one in all, of each layer, or head")
         beta_start: float = Field(1.0, description="where the scale begins")
-        relevance: Literal["trained", "detached"] = Field("trained", description="detached: no gradient to the document vectors (ablation)")
-        distill_attention: float = Field(0.0, ge=0, description="weight of teaching relevance what the decoder looks at (2012.04584); 0: off")
+        relevance: Literal["trained", "detached"] = Field("trained", description="detached: gives no gradient (ablation)")
+        distill_attention: float = Field(0.0, ge=0, description="weight of teaching relevance what the decoder looks at; 0: off")
         refresh_every: int = Field(1000, gt=0, description="steps between searches for evidence (paper: 10,000)")
         mode: Literal["pairs", "knn"] = Field("pairs", description="pairs: the best pairs of a shard; knn: the nearest of each target")
         same_links: float = Field(4.0, ge=0, description="pairs: links within a language kept, per target on average (section 2.3)")
         cross_links: float = Field(4.0, ge=0, description="pairs: links between languages kept, per target on average")
-        thresholds: Literal["two", "one"] = Field("two", description="pairs: one threshold for links within and one between languages, or one for all")
+        thresholds: Literal["two", "one"] = Field("two", description="pairs: for links within and between languages, or one for all")
         num_evidence: int = Field(4, gt=0, description="knn: evidence texts of each target")
-        exclude: Literal["self", "document"] = Field("self", description="a text never sees itself; document: nor other texts of its document")
-        targets: Literal["all", "first_chunk"] = Field("all", description="which texts are rebuilt; first_chunk: of each document its first (news)")
+        exclude: Literal["self", "document"] = Field("self", description="what a text never sees: itself, or its whole document")
+        targets: Literal["all", "first_chunk"] = Field("all", description="which texts are rebuilt; first_chunk: a document's first (news)")
         target_store: str | None = Field(None, description="a store of texts to rebuild, if they are not the evidence themselves")
         cluster_tokens: int | None = Field(None, gt=0, description="tokens of a cluster, at most; default: four longest texts")
-        shard_by: str | None = Field(None, description="regular expression whose first group in a document's id is its shard; default: the whole id")
+        shard_by: str | None = Field(None, description="regular expression: its first group in a document id is the shard; default: the id")
         shards: int | None = Field(None, gt=0, description="number of shards that keys are spread over; default: one for 20,000 texts; "
                                                            "with shard_by one for each key")
         shards_per_round: int | None = Field(None, gt=0, description="shards searched at a refresh; default: enough targets for the round")
-        language_by: str | None = Field(None, description="regular expression whose first group in a document's id is its language or source")
-        languages: tuple[str, ...] = Field((), description="all of them; the decoder begins with the tokens of the name")
-        search: Literal["exact", "ivfpq", "hnsw"] = Field("exact", description="of a shard; the others need FAISS, for shards over 100,000 texts")
+        language_by: str | None = Field(None, description="regular expression: its first group in a document's id is the language")
+        languages: tuple[str, ...] = Field((), description="all languages or sources; the decoder begins with the name's tokens")
+        search: Literal["exact", "ivfpq", "hnsw"] = Field("exact", description="of a shard; the others, by FAISS, for over 100,000 texts")
         candidates: int = Field(32, gt=0, description="ivfpq, hnsw: neighbours of each target from which pairs are chosen")
         max_len: int | None = Field(None, description="longest text in tokens; default: the encoder's")
 
@@ -407,7 +408,8 @@ class MARGE(Objective):
                 start, stop = batch.evidence.layout.cu_seqlens[m:m + 2].tolist()
                 shown.append(Row(f"evidence {m - e + 1}", [Token(id, id) for id in batch.evidence.ids[start:stop].tolist()]))
             for b in range(t, t + some_t):
-                near = ", ".join("itself: hidden" if batch.hidden[b, m] else f"{m - e + 1}: {relevance[b, m]:.3f}" for m in range(e, e + some_e))
+                near = ", ".join("itself: hidden" if batch.hidden[b, m] else f"{m - e + 1}: {relevance[b, m]:.3f}"
+                                 for m in range(e, e + some_e))
                 start, stop = batch.written.layout.cu_seqlens[b:b + 2].tolist()
                 ids = batch.written.ids.tolist()
                 tokens = [Token(ids[i], asked[i], "next") if i in asked else Token(ids[i], ids[i]) for i in range(start, stop)]
