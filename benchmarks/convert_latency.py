@@ -42,7 +42,8 @@ def main() -> None:
     tokenizer = Tokenizer.train(made_up_texts(4000), vocab_size=VOCABULARY)
     torch.manual_seed(0)
     bert = TextEncoder(new_encoder(preset("bert-small", tokenizer.size, max_len=62)).eval(), tokenizer, "mean")
-    models = {"bert-small": bert, "convert": convert(tokenizer, "convert"), "convert, 8-bit tables": convert(tokenizer, "convert", "tables"),
+    models = {"bert-small": bert, "convert": convert(tokenizer, "convert"),
+              "convert, 8-bit tables": convert(tokenizer, "convert", "tables"),
               "convert, 8 bits": convert(tokenizer, "convert", "all"), "convert-mini": convert(tokenizer, "convert-mini")}
     texts, encoders, sizes = made_up_texts(TEXTS), {}, {}
     with tempfile.TemporaryDirectory() as name:

@@ -1,7 +1,8 @@
 """Can this objective learn anything from this store? One batch, read again and again: its loss has to fall towards the least there is.
 
-Run: `python examples/overfit.py convert stores/chats --set encoder.start=convert-mini`. A loss that stays where it was says that the data, the
-objective and the settings do not fit together, in a minute instead of after a night. With label smoothing the least is not 0: it is printed.
+Run: `python examples/overfit.py convert stores/chats --set encoder.start=convert-mini --set objective.score_scale=learned`. A loss that
+stays where it was says that the data, the objective and the settings do not fit together, in a minute instead of after a night. With label
+smoothing the least is not 0: it is printed.
 """
 
 import argparse
@@ -33,7 +34,7 @@ def main() -> None:
     source, _ = sources(config, store, objective)
     rows = np.arange(min(chosen.examples, len(source.lengths)))
     batch = objective.collate(source.read(rows, example_keys(1, 0, torch.from_numpy(rows))))
-    optimizer = torch.optim.AdamW(objective.parameters(), lr=chosen.lr)  # whatever the recipe says: what is asked is whether it can be learnt
+    optimizer = torch.optim.AdamW(objective.parameters(), lr=chosen.lr)  # not the recipe's: asked is whether it can be learnt
     alone = World(0, 1, torch.device("cpu"))
     for step in range(chosen.steps + 1):
         optimizer.zero_grad()

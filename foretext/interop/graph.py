@@ -54,7 +54,8 @@ class Graph(nn.Module):
     def __init__(self, model: TextEncoder, kind: str):
         super().__init__()
         self.model, self.kind = model, kind
-        self.network = nn.ModuleList(module for module in (getattr(model, "towers", model.encoder), model.document_encoder) if module is not None)
+        parts = (getattr(model, "towers", model.encoder), model.document_encoder)
+        self.network = nn.ModuleList(part for part in parts if part is not None)
 
     def forward(self, ids: Tensor, mask: Tensor, earlier_ids: Tensor | None = None, earlier_mask: Tensor | None = None) -> Tensor:
         tokens = rectangle(ids, mask)

@@ -204,7 +204,7 @@ def compare(model, found: OnnxEncoder, joint: bool, int8: bool) -> None:
             lengths = np.linalg.norm(expected, axis=1) * np.linalg.norm(vectors, axis=1)
             cosine = float(((expected * vectors).sum(1) / lengths).min())
             if not cosine >= ALIKE:
-                raise RuntimeError(f"in 8 bits the vectors of {kind} texts turn too far (cosine {cosine:.3f} with ours): export without int8")
+                raise RuntimeError(f"in 8 bits the vectors of {kind} texts turn too far (cosine {cosine:.3f}): export without int8")
             continue
         apart = float(np.abs(vectors - expected).max()) / max(1.0, float(np.abs(expected).max()))
         if not apart <= TOLERANCE:

@@ -1,6 +1,6 @@
 """The module that sentence-transformers loads from a dual encoder's folder: `SentenceTransformer(folder, trust_remote_code=True)`.
 
-The library asks for `trust_remote_code` before it imports any module that is not its own; the folder holds no code, only this module's name.
+The library asks for `trust_remote_code` before it imports any module that is not its own; the folder holds no code, only this name.
 """
 
 import shutil

@@ -70,7 +70,10 @@ def pack(module: nn.Module, how: Quantized | None) -> dict[str, Tensor]:
     names, tensors = tables(module), {}
     for name, weight in module.named_parameters():
         stored = rounded(name, weight, how, names)
-        tensors |= {name: stored.codes, f"{name}.low": stored.low, f"{name}.scale": stored.scale} if isinstance(stored, Codes) else {name: stored}
+        if isinstance(stored, Codes):
+            tensors |= {name: stored.codes, f"{name}.low": stored.low, f"{name}.scale": stored.scale}
+        else:
+            tensors[name] = stored
     return tensors
 
 

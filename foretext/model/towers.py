@@ -91,8 +91,8 @@ class Towers(nn.Module):
         """Vectors (B, d) fp32 of several batches of texts, each of its side.
 
         Args:
-            joined: rows of the first and of the second batch that belong together, (K,) each: their reductions are averaged and pass through
-                the output of "both", as one more result (ConveRT section 3.3).
+            joined: rows of the first and of the second batch that belong together, (K,) each: their reductions are averaged and pass
+                through the output of "both", as one more result (ConveRT section 3.3).
             plain: the weights as they are, also where `quantize` is set.
         """
         if self.quantize and not plain:

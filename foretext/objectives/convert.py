@@ -5,8 +5,8 @@ What it optimises: cross-entropy, smoothed, of the response among all responses 
 References: ConveRT (arXiv 1911.03688): section 3.1 encoder, 3.2 dual encoder and loss, 3.3 earlier turns, 3.1 and 4.1 quantisation.
 Inputs: conversations of a store of turns (`prepare --dialogues`); ordinary pairs, which have no earlier turns, are read as well.
 Owns: a two-head reduction, feed-forward stacks of the two sides, the scale. It goes with the encoder `convert` alone.
-Exports: foretext's own folder, which loads in sentence-transformers where foretext is installed; with `quantize` its weights are stored in 8
-    and 16 bits.
+Exports: foretext's own folder, which loads in sentence-transformers where foretext is installed; with `quantize` its weights are stored in
+    8 and 16 bits.
 When to use it: to rank responses on small machines: one encode is a fraction of a BERT's. It learns from pairs alone, tens of millions in
     the paper.
 Relations: without earlier turns it is `dual` with `loss: softmax`, smoothing .2, an annealed scale, and its reduction and stacks.
@@ -71,12 +71,13 @@ class ConveRT(Objective):
         score_scale: ScaleKind = Field("annealed", description="factor of the cosine: 1 to sqrt(d) over 10,000 updates; trained; a number")
         scale_start: float = Field(20.0, gt=0, description="of the learned and the fixed scale")
         dimension: int | None = Field(None, gt=0, description="d; default: the encoder's width (512 in section 3.2)")
-        reduction_scale: ReductionScale = Field("inv_sqrt", description="of the two-head reduction, by the length n: 1/sqrt(n), sqrt(n), 1/n")
+        reduction_scale: ReductionScale = Field("inv_sqrt", description="of the reduction, by the length n: 1/sqrt(n), sqrt(n), 1/n")
         ffn_input_ln: bool = Field(True, description="normalise what enters the feed-forward stack")
         context_ff: Literal["shared", "separate"] = Field("shared", description="one stack for message, turns and their mean; or three")
-        multi_inference: Literal["joint", "mean"] = Field("joint", description="with turns, score by the vector of both; or the three scores' mean")
+        multi_inference: Literal["joint", "mean"] = Field(
+            "joint", description="with turns, score by the vector of both; or by the mean of the three scores")
         dropout: float = Field(0.0, ge=0, lt=1, description="inside the feed-forward stacks")
-        quantize: Quantized | None = Field(None, description="train for 8-bit tables (16-bit rest, section 3.1), or 8 bits for all matrices")
+        quantize: Quantized | None = Field(None, description="train for 8-bit tables (16-bit rest, section 3.1), or all matrices")
         max_len: int | None = Field(None, description="longest text in tokens; default: the encoder's (62: 60 subwords, section 4.1)")
 
     def __init__(self, encoder, tokenizer, config=None):
@@ -159,4 +160,4 @@ class ConveRT(Objective):
         for i, (context, response) in enumerate(zip(contexts, responses)):
             shown += [Row(f"conversation {i}, earlier turns, most recent first", next(earlier))] if batch.with_earlier[i] else []
             shown += [Row(f"conversation {i}, message", context), Row(f"conversation {i}, response", response)]
-        return [*shown, Note(f"each message, the turns before it, and both have to find the response among all {len(responses)} of the step")]
+        return [*shown, Note(f"each message, its earlier turns, and both have to find the response among all {len(responses)} of the step")]

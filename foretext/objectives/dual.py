@@ -130,7 +130,9 @@ class Dual(Objective):
     def couple(self, vectors: dict[str, Tensor], rows: dict[str, Tensor], batch: DualBatch) -> Step:
         queries, partners, config = vectors["query"], vectors["document"], self.config
         scores = queries @ partners.T  # (B, B)
-        hidden = no_negatives(rows["query"], rows["document"], batch.known) if config.mask_known else torch.zeros_like(scores, dtype=torch.bool)
+        hidden = torch.zeros_like(scores, dtype=torch.bool)
+        if config.mask_known:
+            hidden = no_negatives(rows["query"], rows["document"], batch.known)
         if config.loss == "triplet":
             loss = self._triplet(scores, hidden, rows["key"])
         else:

@@ -14,7 +14,6 @@ from foretext.config import check, gather, underlay
 from foretext.errors import UserError
 from foretext.files import whole_folder
 from foretext.interop.export import export, verify
-from foretext.model.encoder import Encoder
 from foretext.model.folder import Heads, locate, read_heads
 from foretext.model.huggingface import load as load_huggingface
 from foretext.model.lora import merge_lora

@@ -14,7 +14,8 @@ OPTIONS = [{}, {"value": "low_rank"}, {"relative": "shaw_key"}, {"relative": "no
 
 def make(**changes) -> ConvertEncoder:
     torch.manual_seed(0)
-    model = ConvertEncoder(ConvertConfig(**{"vocab_size": 50, "width": 24, "ffn_width": 32, "attention_width": 8, "windows": (1, 3)} | changes))
+    small = {"vocab_size": 50, "width": 24, "ffn_width": 32, "attention_width": 8, "windows": (1, 3)}
+    model = ConvertEncoder(ConvertConfig(**small | changes))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.2 * torch.randn_like(parameter)

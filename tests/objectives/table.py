@@ -28,7 +28,8 @@ TABLE += [("dual", "convert-mini")]
 # the gradient of the listwise loss is the small difference of large ones: test_rerank.py compares it in fp64.
 CONFIGS = {"contrastive": {"temperature": 0.1}, "marge": {"refresh_every": 2, "cluster_tokens": 200},
            "dual": {"scale_start": 5.0, "reduction": "2ha", "towers": "separate"},
-           "convert": {"score_scale": "learned", "scale_start": 5.0}, "cocondenser": {"temperature": 32.0}, "seq2seq": {"decoder_layers": 2},
+           "convert": {"score_scale": "learned", "scale_start": 5.0}, "cocondenser": {"temperature": 32.0},
+           "seq2seq": {"decoder_layers": 2},
            "rerank": {"dropout": 0.0, "loss": "pointwise"}, "classify": {"dropout": 0.0, "labels": ("a", "b", "c")}}
 
 NOTHING_TO_CHOOSE = {"marge", "contrastive", "convert", "clm", "classify"}  # given pairs and whole texts: every epoch shows the same

@@ -12,8 +12,8 @@ from foretext.text.pairs import Pairs
 from foretext.text.randomness import example_keys
 from foretext.training.distributed import World
 from foretext.training.step import backward, measure
-from tests.objectives.table import make_source, small_tokenizer
 from tests.objectives.table import make_objective as tiny
+from tests.objectives.table import make_source, small_tokenizer
 
 ALONE = World(0, 1, torch.device("cpu"))
 
@@ -126,7 +126,8 @@ def test_vectors_have_their_shape():
 
 @pytest.mark.parametrize(("config", "named"), [
     ({"loss": "triplet", "smoothing": 0.1}, "smoothing"), ({"margin": 1.0}, "margin"), ({"dimension": 64}, "dimension"),
-    ({"dropout": 0.1}, "dropout"), ({"reduction_scale": "sqrt"}, "reduction_scale"), ({"scale": "annealed", "scale_start": 2.0}, "scale_start"),
+    ({"dropout": 0.1}, "dropout"), ({"reduction_scale": "sqrt"}, "reduction_scale"),
+    ({"scale": "annealed", "scale_start": 2.0}, "scale_start"),
     ({"loss": "margin"}, "loss")])
 def test_what_has_no_effect_is_refused(config, named):
     with pytest.raises(ValidationError, match=named):

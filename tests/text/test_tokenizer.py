@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import zlib
 
 import numpy as np
 import pytest
@@ -234,3 +235,19 @@ def test_training_mistakes():
     tokenizer = Tokenizer(backend, {"cls": "a", "sep": "a"})
     with pytest.raises(UserError, match="no mask token"):
         tokenizer.mask_id  # noqa: B018
+
+
+def test_unknown_characters_have_hash_buckets(tmp_path):
+    words = Tokenizer.train(made_up_texts(200, seed=1), kind="wordpiece", vocab_size=448, hash_buckets=1000)
+    assert words.size == words.entries + 1000
+    bucket = words.entries + zlib.crc32("☃".encode()) % 1000
+    assert bucket - words.entries == 260  # the same in every process, on every machine
+    ids, ba, de = words.encode(["ba☃de"])[0].tolist(), *(words.encode([text])[0].tolist() for text in ("ba", "de"))
+    assert ids == [*ba, bucket, *de]
+    assert np.concatenate([words.encode_pieces([["ba☃", "de"]])[0]]).tolist() == ids
+    words.save(tmp_path)
+    again = Tokenizer.load(tmp_path)
+    assert (again.size, again.fingerprint) == (words.size, words.fingerprint)
+    assert again.encode(["☃☃ lo"])[0].tolist()[:2] == [bucket, bucket]
+    with pytest.raises(UserError, match="byte level"):
+        Tokenizer.train(["a b"], kind="bpe", hash_buckets=10)
