@@ -59,7 +59,7 @@ def main() -> None:
     given = parser.parse_args()
     vocabulary = [f"w{i}" for i in range(900)]
     tokenizer = Tokenizer.train([" ".join(vocabulary)] * 4, kind="wordpiece", vocab_size=1000)
-    print(f"{'search':8} {'texts':>8} {'seconds':>8} {'embedding':>10} {'texts/s':>8} {'search and clusters':>20} {'share of training':>18}")
+    print(f"{'search':8} {'texts':>8} {'seconds':>8} {'embedding':>10} {'texts/s':>8} {'search and clusters':>20} {'of training':>18}")
     for how in given.search:
         measured = []
         for size in given.sizes:
@@ -74,9 +74,11 @@ def main() -> None:
             measured.append(seconds - corpus.seconds)
             step = seconds_of_a_step(objective, source)
             share = seconds / (seconds + objective.refresh_every * step)
-            print(f"{how:8} {size:8,} {seconds:8.2f} {corpus.seconds:10.2f} {size / seconds:8,.0f} {measured[-1]:20.2f} {share:18.1%}", flush=True)
+            print(f"{how:8} {size:8,} {seconds:8.2f} {corpus.seconds:10.2f} {size / seconds:8,.0f} {measured[-1]:20.2f} {share:18.1%}",
+                  flush=True)
         grown = measured[-1] / measured[0] / (given.sizes[-1] / given.sizes[0])
-        print(f"{how}: search and clusters of {given.sizes[-1] // given.sizes[0]} times the texts took {grown:.2f} times as long for each text\n")
+        times = given.sizes[-1] // given.sizes[0]
+        print(f"{how}: with {times} times the texts, search and clusters took {grown:.2f} times as long for each text\n")
 
 
 def seconds_of_a_step(objective: MARGE, source: ClusterSource) -> float:

@@ -105,7 +105,8 @@ class MARGE(Objective):
         max_len: int | None = Field(None, description="longest text in tokens; default: the encoder's")
 
     def __init__(self, encoder, tokenizer, config=None):
-        config = config or self.Config()
+        super().__init__(encoder, tokenizer, config)  # refuses encoders that it does not go with
+        config = self.config
         N = config.evidence_layers or encoder.config.layers
         K = config.document_layers or max(1, min(4, N - 1))
         cross = config.decoder_layers or N
@@ -115,7 +116,7 @@ class MARGE(Objective):
         # Written into the configuration, so that an export of the document encoder knows what else belongs to it.
         config = config.model_copy(update={"evidence_layers": N, "document_layers": K, "decoder_layers": cross, "base_layers": base})
         blocks = [*encoder.blocks, *(encoder.new_block() for _ in range(N - len(encoder.blocks)))]
-        super().__init__(with_layers(encoder, blocks[:K]), tokenizer, config)
+        self.config, self.encoder = config, with_layers(encoder, blocks[:K])
         self.evidence_encoder = with_layers(encoder, blocks[:N])
         if encoder.config.prenorm:
             self.evidence_encoder.final_norm = copy.deepcopy(encoder.final_norm)  # states and vectors lie in different layers
