@@ -201,7 +201,7 @@ def test_kl_invariants():
     t = torch.randn(5, 4, generator=draw)
     torch.testing.assert_close(kl_sum(s, t), kl_sum(s, t + shift))
     torch.testing.assert_close(kl_sum(s, t), F.kl_div(s.log_softmax(1), t.softmax(1), reduction="sum"))
-    assert float(kl_sum(s[:, :1], t[:, :1])) == 0  # a group of one
+    assert kl_sum(s[:, :1], t[:, :1]).item() == 0  # a group of one
 
 
 def test_margin_mse_invariants():
@@ -239,11 +239,11 @@ def test_distillation_moves_the_student_to_the_teacher():
     batches = step(o)
     optimizer = torch.optim.AdamW(o.parameters(), lr=1e-3)
     losses = []
-    for _ in range(40):
+    for _ in range(20):
         optimizer.zero_grad()
         losses.append(float(backward(o, batches, ALONE)["distill"][0]))
         optimizer.step()
-    assert losses[-1] < 0.2 * losses[0]
+    assert losses[-1] < 0.3 * losses[0]
 
 
 @pytest.mark.parametrize("options", [
