@@ -82,11 +82,11 @@ class Dual(Objective):
 
         @model_validator(mode="after")
         def _useful(self):
-            if self.loss == "triplet" and (self.smoothing or {"scale", "scale_start"} & self.model_fields_set):
+            if self.loss == "triplet" and (self.smoothing or self.scale != "learned" or self.scale_start != 20.0):
                 raise ValueError("loss triplet compares cosines as they are: smoothing, scale and scale_start have no effect")
             if self.loss != "triplet" and self.margin:
                 raise ValueError(f"margin {self.margin} has no effect with loss {self.loss}: take triplet")
-            if self.scale == "annealed" and "scale_start" in self.model_fields_set:
+            if self.scale == "annealed" and self.scale_start != 20.0:
                 raise ValueError("scale_start has no effect with an annealed scale, which starts at 1: take learned or fixed")
             if self.dropout and self.output != "ffn_stack":
                 raise ValueError(f"dropout {self.dropout} has no effect with output {self.output}: take ffn_stack")

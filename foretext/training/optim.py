@@ -43,9 +43,9 @@ class OptimConfig(BaseModel):
             raise ValueError(f"compose product has no effect with schedule {self.schedule}: use linear or poly")
         if self.layer_decay_form != "intended" and self.layer_decay == 1.0:
             raise ValueError("layer_decay_form has no effect with layer_decay 1: set layer_decay, for example to .8")
-        given = {"betas", "bias_correction"} & self.model_fields_set if self.kind == "adadelta" else {"rho"} & self.model_fields_set
-        if given:
-            raise ValueError(f"{' and '.join(sorted(given))}: no effect with {self.kind}")
+        for name in ("betas", "bias_correction") if self.kind == "adadelta" else ("rho",):
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} {getattr(self, name)} has no effect with {self.kind}")
         if self.end_lr and self.schedule in ("constant", "inverse_sqrt"):
             raise ValueError(f"end_lr {self.end_lr} has no effect with schedule {self.schedule}")
         if self.end_lr > self.lr:

@@ -21,6 +21,8 @@ def settings_file(what: str) -> str:
     if what not in OBJECTIVES:
         raise UserError(f"nothing is called {what!r}: choose one of {', '.join((*OBJECTIVES, *TASKS))}")
     values = {"store": "stores/mine", "output": f"runs/{what}"}
+    if start := OBJECTIVES[what].start:
+        values |= {"encoder": {"start": start}} | {"training": OBJECTIVES[what].recipes[start]["training"]}
     text = commented_yaml(PretrainConfig, values)
     before, _, after = text.partition("\nobjective: {")
     rest = after.partition("\n")[2]

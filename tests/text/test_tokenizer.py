@@ -14,6 +14,7 @@ from foretext.errors import UserError
 from foretext.text.tokenizer import Tokenizer
 from foretext.text.vocabulary import KINDS
 from foretext.text.words import WordTable, word_table
+from tests.conftest import made_up_texts
 
 TEXTS = ["The quick brown fox jumps over the lazy dog. Café naïve Straße 北京大学 tokens!",
          "hello world again, HELLO World; untranslatable"] * 40
