@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from foretext.model.attention import Layout
 from foretext.model.encoder import Encoder, EncoderConfig, LayerNorm, Linear, Tokens
 
-CHUNK_LOGITS = 1 << 24  # logits that exist at once: 64 MB in fp32
+CHUNK_LOGITS = 1 << 26  # logits that exist at once: 128 MB in bf16
+CACHED_LOGITS = 1 << 19  # of these, what a CPU takes from logits to gradient while they stay in its cache (docs/LOG.md)
 
 Pooling = Literal["cls", "mean", "last"]
 
@@ -66,7 +67,7 @@ def cross_entropy_sum(x: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, l
         x: (K, E). weight: (V, E). bias: (V,). labels: (K,) int64.
         look: shown every chunk of logits while it is there.
     Returns:
-        (sum, correct), two fp32 scalars; the second carries no gradient.
+        (sum, correct), two fp32 scalars; the second counts the labels that no other word's logit is above, and carries no gradient.
     """
     return _ChunkedCrossEntropy.apply(x, weight, bias, labels, look)
 
@@ -78,27 +79,30 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def forward(ctx, x, weight, bias, labels, look):
         need = any(ctx.needs_input_grad)
         matrix = weight.to(x.dtype)  # cast here, so that its gradient stays fp32
-        rows = max(1, CHUNK_LOGITS // weight.shape[0])
+        rows, few = (max(1, logits // weight.shape[0]) for logits in (CHUNK_LOGITS, CHUNK_LOGITS if x.is_cuda else CACHED_LOGITS))
         total, correct = x.new_zeros((), dtype=torch.float32), x.new_zeros((), dtype=torch.float32)
         grad_x = torch.empty_like(x) if need else None
         grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=x.device) if need else None
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if need else None
         for part in range(0, x.shape[0], rows):
-            h, label = x[part : part + rows], labels[part : part + rows, None]
-            logits = F.linear(h, matrix).float()
-            logits += bias
-            if look is not None:
-                look(part, logits)
-            correct += (logits.argmax(1, keepdim=True) == label).sum()
-            lse = logits.logsumexp(1, keepdim=True)
-            total += (lse - logits.gather(1, label)).sum()
+            h = x[part : part + rows]
+            logits = F.linear(h, matrix)
+            for first, piece in zip(range(part, part + rows, few), logits.split(few)):
+                label = labels[first : first + len(piece), None]
+                exact = piece.float().add_(bias)
+                if look is not None:
+                    look(first, exact)
+                own, largest = exact.gather(1, label), exact.amax(1, keepdim=True)
+                correct += (own == largest).sum()
+                scale = exact.sub_(largest).exp_().sum(1, keepdim=True)
+                total += (scale.log() + largest - own).sum()
+                if need:
+                    exact.scatter_add_(1, label, -scale).mul_(1 / scale)  # softmax, less 1 at the label
+                    grad_bias += exact.sum(0)
+                    piece.copy_(exact)  # the gradient takes the logits' place
             if need:
-                grad = logits.sub_(lse).exp_()  # softmax
-                grad.scatter_add_(1, label, grad.new_full(label.shape, -1.0))
-                grad_bias += grad.sum(0)
-                grad = grad.to(x.dtype)
-                torch.mm(grad, matrix, out=grad_x[part : part + rows])
-                grad_weight += grad.T @ h
+                torch.mm(logits, matrix, out=grad_x[part : part + rows])
+                grad_weight += logits.T @ h
         if need:
             ctx.save_for_backward(grad_x, grad_weight, grad_bias)
         ctx.mark_non_differentiable(correct)

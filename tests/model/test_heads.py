@@ -16,6 +16,7 @@ V, E = 50, 16
 @pytest.mark.parametrize("rows_at_once", [1, 4, 7, 1000])
 def test_cross_entropy_in_chunks(rows_at_once, monkeypatch):
     monkeypatch.setattr(heads, "CHUNK_LOGITS", rows_at_once * V)
+    monkeypatch.setattr(heads, "CACHED_LOGITS", 3 * V)
     generator = torch.Generator().manual_seed(0)
     x, weight, bias = (torch.randn(shape, generator=generator) for shape in ((23, E), (V, E), (V,)))
     labels = torch.randint(V, (23,), generator=generator)
