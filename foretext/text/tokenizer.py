@@ -292,7 +292,7 @@ class Tokenizer:
 
     @cached_property
     def separators(self) -> dict[bool, int]:
-        """How many stand between the two texts of a pair, by whether the model has token types (see `save`): one; RoBERTa's and MPNet's two."""
+        """How many stand between the two texts of a pair, by whether the model has token types (`save`): one; RoBERTa's and MPNet's two."""
         return {types: self._framing(types).encode("a", "a").ids.count(self.sep_id) - 1 for types in (False, True)}
 
     def _framing(self, token_types: bool) -> tokenizers.Tokenizer:

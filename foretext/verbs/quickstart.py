@@ -27,8 +27,8 @@ from foretext.text.environment import Docstring, read_environment
 from foretext.text.prepare import prepare
 from foretext.text.randomness import example_keys
 from foretext.training.loop import has_bf16
-from foretext.verbs.retriever import FinetuneConfig, finetune
 from foretext.verbs.pretrain import PretrainConfig, pretrain
+from foretext.verbs.retriever import FinetuneConfig, finetune
 from foretext.verbs.search import encode, excerpt, search
 
 SUMMARY_WORDS, BODY_WORDS = (4, 40), 12  # what counts as a pair worth asking for

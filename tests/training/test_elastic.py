@@ -45,7 +45,7 @@ def test_a_lost_node_changes_nothing(tmp_path):
         port = probe.getsockname()[1]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=1:2", "--nproc-per-node=1", "--max-restarts=3",
                 "--rdzv-backend=c10d", f"--rdzv-endpoint=localhost:{port}", "--rdzv-id=elastic", "--rdzv-conf=last_call_timeout=3"]
-    start = {"env": environment, "stdout": subprocess.DEVNULL, "stderr": open(tmp_path / "log", "w")}
+    start = {"env": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     stays = subprocess.Popen([*torchrun, *command(tmp_path, "elastic")], **start)  # the first one hosts the rendezvous
     time.sleep(1)
     goes = subprocess.Popen([*torchrun, *command(tmp_path, "elastic")], **start)
