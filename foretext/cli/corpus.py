@@ -42,7 +42,8 @@ def prepare(
     if shard:
         show(["", f"next, when all shards are there: foretext merge SHARD... -o {output}-all"])
     elif dialogues:
-        show(["", f"next: foretext pretrain dual -d {output} -o runs/{Path(output).name} --set pairs.kind=turns"])
+        objective = "convert" if hash_buckets else "dual --set pairs.kind=turns"  # of the two, only convert's export keeps buckets
+        show(["", f"next: foretext pretrain {objective} -d {output} -o runs/{Path(output).name}"])
     elif pairs:
         show(["", f"next: foretext pretrain seq2seq -d {output} -o runs/{Path(output).name} --set objective.noise=none"])
     else:

@@ -108,7 +108,7 @@ class Objective(nn.Module):
     pairs: ClassVar[str] = "crops"  # how a store becomes pairs, unless the user says otherwise
     terms: ClassVar[tuple[str, ...]]  # names of the loss terms
     couples: ClassVar[bool] = False  # whether a loss term spans all rows of a step
-    masks: ClassVar[bool] = False  # whether it needs a tokenizer with a mask token
+    masks: bool = False  # whether it needs a tokenizer with a mask token
     static: bool = False  # whether every epoch makes the choices of the first
     calls_block_parts: ClassVar[bool] = False  # whether it runs the encoder's blocks other than by their `forward`
     families: ClassVar[tuple[str, ...]] = ("bert", "roberta", "electra", "mpnet", "modernbert")  # of encoders it goes with

@@ -103,10 +103,12 @@ class Seq2Seq(Objective):
         if config.tie:
             tie(self.decoder, encoder)
         self.output = TiedHead(encoder)
-        if config.noise == "infill":
-            self.vocabulary.mask_id  # noqa: B018 - a tokenizer without one stops here, not at the first batch
         self.sentinels = self.find_sentinels() if config.noise == "spans" else None
         self.sentence_ends = sentence_ends(tokenizer) if config.shuffle_sentences else None
+
+    @property
+    def masks(self) -> bool:
+        return self.config.noise == "infill"
 
     def find_sentinels(self) -> Tensor:
         """Ids of T5's `<extra_id_0>`, ... or BERT's `[unused0]`, ..., in their order."""
@@ -169,7 +171,7 @@ class Seq2Seq(Objective):
         return {"perplexity": math.exp(min(means["seq2seq"], 700.0))}  # exp of more does not fit a float
 
     def show(self, batch: Seq2SeqBatch) -> list[Shown]:
-        hidden = {self.vocabulary.mask_id, *(self.sentinels.tolist() if self.sentinels is not None else ())}
+        hidden = {self.vocabulary.mask_id} if self.masks else set(() if self.sentinels is None else self.sentinels.tolist())
         ids = batch.source.ids.tolist()
         read = [Token(id, id, "hidden" if id in hidden else "") for id in ids]
         asked = [Token(id, label, "next") for id, label in zip(batch.target.ids.tolist(), batch.labels.tolist())]

@@ -222,6 +222,10 @@ def parts(names: Iterable[str]) -> str:
 
 def sources(config: PretrainConfig, store: Store, objective: Objective) -> tuple[Source, Source | None]:
     """What the objective trains on, and what it is measured on (None where nothing is held out)."""
+    if objective.reads != "pairs" and config.pairs != PairChoice():
+        raise UserError(f"pairs has no effect with {objective.name}, which reads {objective.reads}"
+                        + (f" with noise {objective.config.noise}: set objective.noise=none" if hasattr(objective.config, "noise")
+                           else ": leave it out, or choose an objective that reads pairs, such as contrastive or dual"))
     training = objective.source(store, "train", config.valid_share, config.pairs)
     if not len(training.lengths):
         raise UserError(f"{store.path}: no row is left to train on with valid_share {config.valid_share}")

@@ -27,6 +27,14 @@ def test_others_need_none(name, maskless):
     objective(table.one_step(objective)[0])
 
 
+def test_seq2seq_needs_one_for_infill_alone(maskless, monkeypatch):
+    monkeypatch.setitem(table.CONFIGS, "seq2seq", {"noise": "delete"})
+    objective = table.make_objective("seq2seq")
+    batch = table.one_step(objective)[0]
+    objective(batch)
+    assert objective.show(batch)
+
+
 def test_which_mask():
     assert {name for name, kind in OBJECTIVES.items() if kind.masks} >= {
         "mlm", "mpnet", "electra", "retromae", "dupmae", "condenser", "cocondenser"}

@@ -18,7 +18,7 @@ from foretext.model.presets import preset
 from foretext.objectives.seq2seq import Seq2Seq
 from foretext.text.pairs import NOTHING_KNOWN, Pairs
 from foretext.text.tokenizer import Tokenizer
-from foretext.verbs.pretrain import EncoderChoice, start_encoder
+from foretext.verbs.pretrain import EncoderChoice, PretrainConfig, sources, start_encoder
 from tests.conftest import made_up_texts
 from tests.random_tokens import CLS, MASK, SEP, alphabet, random_documents, tiny_encoder
 
@@ -321,3 +321,9 @@ def test_recipes_are_of_encoders_that_exist(words):
         config = preset(name, 100)
         assert config.layers == recipe["objective"]["decoder_layers"]
     assert start_encoder(EncoderChoice(start="bart-tiny"), words, 32)[0].config.family == "roberta"
+
+
+def test_pairs_go_with_noise_none_alone():
+    config = PretrainConfig(store="", output="", objective={"name": "seq2seq"}, pairs={"kind": "halves"})
+    with pytest.raises(UserError, match="noise infill: set objective.noise=none"):
+        sources(config, None, objective())
