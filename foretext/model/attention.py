@@ -19,7 +19,8 @@ Bias = Sequence[Tensor]
 
 TIGHT = 0.75  # a bucket holds neighbours down to this share of its longest sequence,
 SHORT = 64  # tokens; but sequences this short share one: more operations would cost more than the padding (docs/LOG.md)
-WRITTEN_OUT_BELOW = 512  # tokens: up to here softmax(q k^T) v by hand beats the fused kernel in bf16 on CPUs (docs/LOG.md)
+WRITTEN_OUT_BELOW = 512  # tokens: up to here softmax(q k^T) v by hand beats the fused kernel in bf16 on CPUs (docs/LOG.md),
+AMX = torch.cpu._is_amx_tile_supported()  # but for its forward pass alone on those with matrix tiles, where that is twice as fast
 
 
 @dataclass(frozen=True)
@@ -232,7 +233,7 @@ def _padding_mask(bucket: Bucket, dtype: torch.dtype) -> Tensor | None:
 
 def _rectangle(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
     """Attention over one rectangle: (b, H, Lq, d), (b, H, Lk, d) twice -> (b, H, Lq, d)."""
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and k.shape[2] <= WRITTEN_OUT_BELOW:
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and written_out(k, mask, dropout):
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(2, 3)
         if mask is not None:
             scores = scores + mask
@@ -241,3 +242,10 @@ def _rectangle(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: fl
             weights = F.dropout(weights, dropout)
         return weights @ v
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+
+
+def written_out(k: Tensor, mask: Tensor | None, dropout: float) -> bool:
+    """Whether plain operations on bf16 are faster than the CPU's fused kernel, which is slow at gradients, most of all at the mask's."""
+    if torch.is_grad_enabled() and mask is not None and mask.requires_grad:
+        return True
+    return k.shape[2] <= WRITTEN_OUT_BELOW and (k.requires_grad or dropout > 0 or not AMX)

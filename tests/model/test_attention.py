@@ -42,6 +42,7 @@ def close(found, expected, dtype=torch.float32):
 @pytest.fixture(params=["sdpa fp32", "written out bf16", "sdpa bf16"])
 def path(request, monkeypatch):
     """The dtype of one path of `attend` on a CPU."""
+    monkeypatch.setattr(attention, "AMX", False)
     if request.param == "sdpa bf16":
         monkeypatch.setattr(attention, "WRITTEN_OUT_BELOW", 0)
     return torch.float32 if "fp32" in request.param else torch.bfloat16
@@ -148,3 +149,16 @@ def test_short_sequences_share_a_bucket():
 def test_near_columns_hides_nothing_within_reach():
     assert near_columns(5, 5, 4, torch.device("cpu")) is None
     assert near_columns(6, 6, 4, torch.device("cpu")).sum() == 36 - 2
+
+
+def test_the_fused_kernel_takes_what_needs_no_gradient_where_it_is_fast(monkeypatch):
+    monkeypatch.setattr(attention, "AMX", True)
+    k, mask = torch.zeros(1, 1, attention.WRITTEN_OUT_BELOW, 4), torch.zeros(1, requires_grad=True)
+    assert not attention.written_out(k, None, 0.0)
+    assert attention.written_out(k, None, 0.1)  # its dropout draws other numbers than ours
+    assert attention.written_out(k, mask, 0.0)
+    with torch.no_grad():
+        assert not attention.written_out(k, mask, 0.0)
+    k.requires_grad_()
+    assert attention.written_out(k, None, 0.0)
+    assert not attention.written_out(torch.cat([k, k], 2), None, 0.0)
