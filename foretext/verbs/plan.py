@@ -72,7 +72,7 @@ def plan(config: PretrainConfig, gpu: str = "h100", gpus: int = 1, seconds: floa
         f"({tokens / max(1, source.lengths.sum()):.1f} passes), {found.flops_per_token * tokens:.2e} FLOP",
         f"here:    {duration(tokens / found.tokens_per_second)} at the measured {found.tokens_per_second:,.0f} tokens/s "
         f"({found.share_of_peak:.0%} of the matrix-product peak measured here; {found.loading_share:.1%} of it is loading data)",
-        f"{f'{gpus} x {gpu}:':8} {duration(there)} at best, if {UTILISATION:.0%} of {peak / 1e12:,.0f} TFLOP/s (data sheet, bf16) is reached",
+        f"{f'{gpus} x {gpu}:':8} {duration(there)} at best, if {UTILISATION:.0%} of {peak / 1e12:,.0f} TFLOP/s (data sheet) is reached",
         f"memory:  {found.peak_bytes / 1e9:,.1f} GB at the peak here, with {found.micro_tokens:,} tokens at once; {state / 1e9:,.2f} GB of "
         f"it for weights, gradients and moments, the rest grows with training.micro_tokens (a {gpu} has {room} GB)",
         f"disk:    {disk / 1e9:,.2f} GB for {config.training.keep} checkpoints, the best one and the exported encoder",
