@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from foretext.files import whole_file, whole_folder, write_json
 from foretext.model.encoder import Encoder, Linear
@@ -107,7 +108,10 @@ def _write_modules(model: TextEncoder, first: str, folder: Path) -> None:
 
 def _write_towers(model: TowerEncoder, folder: Path) -> None:
     """A dual encoder that no class of transformers holds, in foretext's own format."""
+    from foretext.interop.auto_model import write_auto_map  # imports transformers' models: seconds that only this needs
+
     write_towers(model.towers, folder)
+    write_auto_map(folder)
     model.tokenizer.save(folder, model.max_len, token_types=False)
     write_json(folder / "sentence_bert_config.json", {"max_seq_length": model.max_len, "do_lower_case": model.lowercase})
 
@@ -171,8 +175,8 @@ def verify(model: TextEncoder, folder: Path) -> dict[str, float]:
         model.dtype = dtype
     with quiet():
         got = {"foretext": _encode(TextEncoder.load(folder, "cpu", torch.float32), probes)}
-        if not isinstance(model, TowerEncoder):
-            got["transformers"] = _with_transformers(model, folder, probes)
+        elsewhere = _with_auto_model if isinstance(model, TowerEncoder) else _with_transformers
+        got["transformers"] = elsewhere(model, folder, probes)
         if importlib.util.find_spec("sentence_transformers"):
             got["sentence-transformers"] = _with_sentence_transformers(folder, probes)
     scale = max(1.0, float(np.abs(expected).max()))
@@ -187,6 +191,20 @@ def verify(model: TextEncoder, folder: Path) -> dict[str, float]:
 def _encode(model: TextEncoder, probes: list[str]) -> np.ndarray:
     """(2n, D): the probes as queries, then as documents; so do the functions below."""
     return np.concatenate([model.encode(probes, kind) for kind in KINDS])
+
+
+def _with_auto_model(model: TowerEncoder, folder: Path, probes: list[str]) -> np.ndarray:
+    """By the class that AutoModel finds; ids are ours, for no class of transformers' has a vocabulary with hash buckets."""
+    from foretext.interop.auto_model import ForetextModel
+
+    network, tokenizer, found = ForetextModel.from_pretrained(folder), model.tokenizer, []
+    for kind in KINDS:
+        rows = tokenizer.encode([model.prompt(kind) + text for text in probes])
+        rows = [torch.tensor([tokenizer.cls_id, *ids[: model.max_len - 2].tolist(), tokenizer.sep_id]) for ids in rows]
+        ids = pad_sequence(rows, True, tokenizer.pad_id)
+        with torch.no_grad():
+            found.append(network(ids, pad_sequence([torch.ones_like(row) for row in rows], True), kind).pooler_output)
+    return torch.cat(found).numpy()
 
 
 def _with_transformers(model: TextEncoder, folder: Path, probes: list[str]) -> np.ndarray:

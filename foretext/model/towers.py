@@ -103,11 +103,16 @@ class Towers(nn.Module):
             made.append(self.finish((reduced[0][joined[0]] + reduced[1][joined[1]]) / 2, "both"))
         return made
 
+    def network(self, side: Side) -> tuple[Encoder | ConvertEncoder, Reduction]:
+        """What reads a side's texts, and makes one vector of each."""
+        if not (self.config.separate and side == "document"):
+            return self.encoder, self.reduction
+        self.second_encoder.compute_dtype = self.encoder.compute_dtype
+        return self.second_encoder, self.second_reduction
+
     def reduce(self, tokens: Tokens, side: Side) -> Tensor:
         """(B, D or 2D) fp32"""
-        second = self.config.separate and side == "document"
-        encoder, reduction = (self.second_encoder, self.second_reduction) if second else (self.encoder, self.reduction)
-        encoder.compute_dtype = self.encoder.compute_dtype
+        encoder, reduction = self.network(side)
         if reduction.how == "cls":  # the last layer computes nothing but these rows
             return encoder(tokens, rows=tokens.layout.first_rows).float()
         return reduction(encoder(tokens), tokens.layout)

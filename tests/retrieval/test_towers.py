@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModel, AutoTokenizer
 
 from foretext.interop.export import export
 from foretext.retrieval.embed import TextEncoder
@@ -69,3 +70,29 @@ def test_training_goes_on_from_a_folder(tmp_path):
     assert "towers" in " ".join(continue_heads(again, None, heads))
     for name, tensor in first.towers.state_dict().items():
         assert torch.equal(tensor, again.towers.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(("name", "config"), [
+    ("convert", {"quantize": "all"}), ("dual", {"output": "linear", "towers": "separate", "reduction": "cls"}),
+    ("dual", {"reduction": "2ha"})])
+def test_auto_model_reads_the_folder(name, config, tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    objective = make(name, **config)
+    with torch.no_grad():  # the sides of a fresh model are alike
+        for parameter in objective.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+    model = as_text_encoder(objective)
+    folder = export(model, tmp_path / "model")
+    network, tokenizer = (auto.from_pretrained(folder, trust_remote_code=True) for auto in (AutoModel, AutoTokenizer))
+    batch = tokenizer(TEXTS, padding=True, truncation=True, return_tensors="pt")
+    with torch.no_grad():
+        found = {side: network(**batch, side=side) for side in ("query", "document")}
+        alone = network(**tokenizer(TEXTS[:1], truncation=True, return_tensors="pt")).last_hidden_state[0]
+    saved = TextEncoder.load(folder)
+    for side, output in found.items():
+        np.testing.assert_allclose(output.pooler_output, saved.encode(TEXTS, side), rtol=0, atol=1e-5)
+    torch.testing.assert_close(found["document"].last_hidden_state[0, : len(alone)], alone, rtol=0, atol=1e-5)
+    assert not np.allclose(found["query"].pooler_output, found["document"].pooler_output) or config == {"reduction": "2ha"}
+    network.save_pretrained(tmp_path / "again")
+    again = AutoModel.from_pretrained(tmp_path / "again", trust_remote_code=True)
+    torch.testing.assert_close(again(**batch).pooler_output, found["document"].pooler_output, rtol=0, atol=1e-5)
