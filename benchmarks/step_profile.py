@@ -61,6 +61,20 @@ def examples(objective: Objective, documents: Documents) -> Documents | Pairs:
     return Pairs(first, second, NOTHING_KNOWN)
 
 
+def step(objective: Objective, data: Documents | Pairs, optimizer: torch.optim.Optimizer, world: World) -> list[float]:
+    """One update: seconds to make the batch, for the gradient, for the update; and its tokens."""
+    marks = [time.thread_time()]
+    batch = objective.collate(data)
+    marks.append(time.thread_time())
+    backward(objective, [batch], world)
+    marks.append(time.thread_time())
+    clip_gradients(objective, OptimConfig())
+    optimizer.step()
+    optimizer.zero_grad()
+    marks.append(time.thread_time())
+    return [*np.diff(marks), batch.tokens]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("names", nargs="*", default=["mlm", "contrastive", "retromae", "mpnet"])
@@ -71,37 +85,24 @@ def main() -> None:
     tune_allocator()
     tokenizer = Tokenizer.train(["a b c " * 100], kind="wordpiece", vocab_size=64)
     world, console = World.join("cpu"), Console()
-    table = Table("objective", "tokens/s", "step ms", "collate", "matrix products", "optimiser", "the rest", title="processor time of a step")
+    columns = ("objective", "tokens/s", "step ms", "collate", "matrix products", "optimiser", "the rest")
+    table = Table(*columns, title="processor time of a step")
     for name in given.names:
         objective = make(name, tokenizer)
-        optimizer = make_optimizer(objective, OptimConfig())
-        data = examples(objective, texts(tokenizer, given.mixed))
-
-        def step() -> list[float]:
-            marks = [time.thread_time()]
-            batch = objective.collate(data)
-            marks.append(time.thread_time())
-            backward(objective, [batch], world)
-            marks.append(time.thread_time())
-            clip_gradients(objective, OptimConfig())
-            optimizer.step()
-            optimizer.zero_grad()
-            marks.append(time.thread_time())
-            return [*np.diff(marks), batch.tokens]
-
-        step()
-        rounds = [step() for _ in range(ROUNDS)]
+        data, optimizer = examples(objective, texts(tokenizer, given.mixed)), make_optimizer(objective, OptimConfig())
+        step(objective, data, optimizer, world)
+        rounds = [step(objective, data, optimizer, world) for _ in range(ROUNDS)]
         collate, work, update, tokens = (median(values) for values in zip(*rounds))
         with profile(activities=[ProfilerActivity.CPU]) as seen:
-            step()
-            step()
+            step(objective, data, optimizer, world)
+            step(objective, data, optimizer, world)
         spent = {e.key.removeprefix("aten::"): e.self_cpu_time_total / 2e6 for e in seen.key_averages()}
         products, total = sum(spent.get(key, 0.0) for key in GEMM), collate + work + update
         share = products / sum(spent.values())
         table.add_row(name, f"{tokens / total:,.0f}", f"{1000 * total:.0f}", f"{collate / total:.1%}", f"{share:.0%}",
                       f"{update / total:.1%}", f"{1 - share - (collate + update) / total:.0%}")
         if given.operations:
-            console.print(name, seen.key_averages().table(sort_by="self_cpu_time_total", row_limit=given.operations, max_name_column_width=60))
+            console.print(name, seen.key_averages().table(sort_by="self_cpu_time_total", row_limit=given.operations))
     console.print(table)
 
 

@@ -41,11 +41,14 @@ class Bucket:
 
     def pad(self, flat: Tensor) -> Tensor:
         """(T, ...) -> (b, L, ...): this bucket's tokens as a rectangle, zeros in the padding."""
-        part = flat[self.start : self.stop]
+        return self.rectangle(flat[self.start : self.stop])
+
+    def rectangle(self, own: Tensor) -> Tensor:
+        """(stop-start, ...) -> (b, L, ...): `pad` of this bucket's tokens alone."""
         if self.slots is None:
-            return part.view(self.size, self.width, *flat.shape[1:])
-        grid = part.new_zeros(self.size * self.width, *flat.shape[1:])
-        return grid.index_copy(0, self.slots, part).view(self.size, self.width, *flat.shape[1:])
+            return own.view(self.size, self.width, *own.shape[1:])
+        grid = own.new_zeros(self.size * self.width, *own.shape[1:])
+        return grid.index_copy_(0, self.slots, own).view(self.size, self.width, *own.shape[1:])
 
     def unpad(self, grid: Tensor) -> Tensor:
         """(b, L, ...) -> (stop-start, ...)."""
@@ -123,6 +126,10 @@ class Layout:
         counts = self.cu_seqlens.diff()
         total = sum(self.lengths)  # known on the host, so the device need not be asked
         return torch.repeat_interleave(torch.arange(len(self.lengths), device=counts.device), counts, output_size=total)
+
+    def split(self, flat: Tensor) -> tuple[Tensor, ...]:
+        """(T, ...) -> the tokens of each bucket, (stop-start, ...)."""
+        return flat.split([bucket.stop - bucket.start for bucket in self.buckets])
 
     def sums(self, x: Tensor) -> Tensor:
         """(T, D) -> (B, D), summed over each sequence's tokens."""
@@ -207,9 +214,11 @@ def attend(
         return mixed.flatten(1)
     if bias is None and window is not None and kv_layout.max_len > window + 1:
         bias = make_bias(layout, kv_layout, lambda a, b: near_columns(a.width, b.width, window, q.device), q.dtype)
+    # Split once: the gradient of a split is one copy, that of a slice per bucket is a whole tensor of zeros for each.
+    own = zip(layout.split(q), kv_layout.split(k), kv_layout.split(v))
     parts = []
-    for i, (a, b) in enumerate(zip(layout.buckets, kv_layout.buckets)):
-        heads = [x.transpose(1, 2) for x in (a.pad(q), b.pad(k), b.pad(v))]  # (b, L, H, d) -> (b, H, L, d)
+    for i, (a, b, (own_q, own_k, own_v)) in enumerate(zip(layout.buckets, kv_layout.buckets, own)):
+        heads = [x.transpose(1, 2) for x in (a.rectangle(own_q), b.rectangle(own_k), b.rectangle(own_v))]  # (b, L, H, d) -> (b, H, L, d)
         mask = bias[i] if bias is not None else _padding_mask(b, q.dtype)
         parts.append(a.unpad(_rectangle(*heads, mask, dropout).transpose(1, 2).flatten(2)))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
