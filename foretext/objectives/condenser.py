@@ -8,7 +8,7 @@ Owns: a token head, shared by both losses, and the head layers.
 Exports: a Hugging Face `*ForMaskedLM` folder with cls pooling; the head layers in `heads.safetensors`.
 When to use it: continued pre-training of a masked-language-model checkpoint for retrieval, before `cocondenser` and fine-tuning.
 Relations: with `late_mlm` and no head it would be `mlm`. `cocondenser`, at the end of this file, adds a loss between spans of a document.
-Example: `step = Condenser(encoder, tokenizer)(batch); loss = step.terms["condenser"] + step.terms["mlm"]`
+Example: `objective = Condenser(encoder, tokenizer); loss = total(objective, objective(batch), batch.counts)`  (training.step)
 
     T tokens   K masked tokens   B texts   D width
 """
@@ -124,7 +124,7 @@ class CoCondenser(Condenser):
     Exports: as Condenser; vectors are compared by dot product.
     When to use it: after `condenser`, on the texts that will be searched; many spans a step (the paper: about 2000).
     Relations: without the masked losses it is `contrastive` on crops, symmetric, all 2B spans being negatives for each other.
-    Example: `loss = train_step(CoCondenser(encoder, tokenizer), Batches(SpanPairs(store, 126), ...))`
+    Example: `sums = backward(CoCondenser(encoder, tokenizer), batches, World.join())`  (training.step; adds to `.grad`)
     """
 
     name = "cocondenser"

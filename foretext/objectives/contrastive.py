@@ -14,7 +14,7 @@ When to use it: to fine-tune a retriever on pairs; to pre-train one without labe
     few minutes from scratch.
 Relations: `symmetric` with crops of one document is the dual encoder's symmetric loss. RetroMAE's KL is a mean over elements: its
     distillation is ours with `contrastive_weight` 1e-4 times the group size.
-Example: `loss, _ = train_step(Contrastive(encoder, tokenizer), batches)`
+Example: `sums = backward(Contrastive(encoder, tokenizer), batches, World.join())`  (training.step; adds to `.grad`)
 
     B queries of the step   P passages of the step   G passages of a group   D width
 """

@@ -5,12 +5,12 @@ What it optimises: cross-entropy, smoothed, of the response among all responses 
 References: ConveRT (arXiv 1911.03688): section 3.1 encoder, 3.2 dual encoder and loss, 3.3 earlier turns, 3.1 and 4.1 quantisation.
 Inputs: conversations of a store of turns (`prepare --dialogues`); ordinary pairs, which have no earlier turns, are read as well.
 Owns: a two-head reduction, feed-forward stacks of the two sides, the scale. It goes with the encoder `convert` alone.
-Exports: foretext's own folder, which loads in sentence-transformers where foretext is installed; with `quantize` its weights are stored in
-    8 and 16 bits.
+Exports: foretext's own folder, which loads in sentence-transformers and transformers where foretext is installed; with `quantize` its
+    weights are stored in 8 and 16 bits.
 When to use it: to rank responses on small machines: one encode is a fraction of a BERT's. It learns from pairs alone, tens of millions in
     the paper.
 Relations: without earlier turns it is `dual` with `loss: softmax`, smoothing .2, an annealed scale, and its reduction and stacks.
-Example: `loss, _ = train_step(ConveRT(encoder, tokenizer), batches)`
+Example: `sums = backward(ConveRT(encoder, tokenizer), batches, World.join())`  (training.step; adds to `.grad`)
 
     B conversations of the step   K of them with earlier turns   d features of a vector
 """

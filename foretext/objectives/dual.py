@@ -7,11 +7,12 @@ References: symmetric loss: CLIP (arXiv 2103.00020, figure 3); one way with labe
 Inputs: pairs made from a store (`crops`, `first_sentence`, `title`, `halves`, `turns`).
 Owns: what stands on the encoder: a reduction, an output for each side, a second encoder with `towers: separate`, a learned scale.
 Exports: a sentence-transformers folder for one encoder with cls or mean and no output; else foretext's own folder, which loads in
-    sentence-transformers where foretext is installed. Separate stock towers also as two folders, networks/query and networks/document.
+    sentence-transformers and transformers where foretext is installed. Separate stock towers also as two folders, networks/query and
+    networks/document.
 When to use it: to pre-train on pairs whose sides differ (question and answer, title and body, message and response).
 Relations: `loss: softmax`, `scale: fixed` is `contrastive` with temperature 1/scale; with the convert encoder and its reduction, stack
     and smoothing it is `convert` without earlier turns.
-Example: `loss, _ = train_step(Dual(encoder, tokenizer), batches)`
+Example: `sums = backward(Dual(encoder, tokenizer), batches, World.join())`  (training.step; adds to `.grad`)
 
     B pairs of the step   d features of a vector
 """

@@ -10,7 +10,7 @@ Exports: the discriminator as the encoder; `save_networks` writes `discriminator
     (`ElectraForMaskedLM`) for encoders of the BERT and ELECTRA families. Mean pooling.
 When to use it: pre-training from scratch with little compute, for classification above all. For search, train contrastively after it.
 Relations: the generator alone is `mlm` with single tokens, mask .85 and no random tokens.
-Example: `step = ELECTRA(encoder, tokenizer)(batch); loss = total(objective, step, batch.counts)  # L_gen + 50 L_disc`
+Example: `objective = ELECTRA(encoder, tokenizer); loss = total(objective, objective(batch), batch.counts)`  (training.step)
 
     T tokens   K slots   D width   E embedding width   V vocabulary
 """

@@ -9,7 +9,7 @@ Exports: a Hugging Face `*ForMaskedLM` folder; mean pooling.
 When to use it: a general start where text is plentiful (hundreds of millions of tokens); continued pre-training of a
     checkpoint on a new domain. From scratch on a few million tokens it does not make a retriever: see `contrastive`.
 Relations: the encoder half of `retromae` with share .30 and whole words.
-Example: `loss = MLM(encoder, tokenizer)(batch).terms["mlm"]`
+Example: `step = MLM(encoder, tokenizer)(batch); loss = step.terms["mlm"] / batch.counts["mlm"]`
 """
 
 from dataclasses import dataclass

@@ -11,7 +11,7 @@ Exports: a Hugging Face `*ForMaskedLM` folder (`MPNetForMaskedLM` from an mpnet 
 When to use it: where `mlm` would be used, for about 1.3 times its cost per text. Made for mpnet encoders, with their bias by distance;
     also right on encoders with absolute or rotary positions.
 Relations: with a block of one token it is `mlm` of one token a text; `add_mlm` adds the loss of `mlm` on the same block.
-Example: `loss = MPNet(encoder, tokenizer)(batch).terms["mpnet"]`
+Example: `step = MPNet(encoder, tokenizer)(batch); loss = step.terms["mpnet"] / batch.counts["mpnet"]`
 
     T tokens of the texts   K tokens of their blocks   D width
     content stream: T + K tokens, the texts as they were written and, behind each, what stands in for its block

@@ -9,7 +9,7 @@ Exports: a Hugging Face `*ForMaskedLM` folder with cls pooling; the decoder in `
 When to use it: continued pre-training of a masked-language-model checkpoint for retrieval. It needs far more text than `contrastive`.
 Relations: without the decoder term it is `mlm` with whole words at share .30. `dupmae`, at the end of this file, is the same paper's
     second version: one more task, and the other form of decoder queries.
-Example: `step = RetroMAE(encoder, tokenizer)(batch); loss = step.terms["encoder"] + step.terms["decoder"]`
+Example: `objective = RetroMAE(encoder, tokenizer); loss = total(objective, objective(batch), batch.counts)`  (training.step)
 
     T tokens   B texts   D width   L longest text of a bucket
 """
@@ -172,7 +172,7 @@ class DupMAE(RetroMAE):
     Exports: as RetroMAE.
     When to use it: in place of `retromae` where the extra cost is affordable: logits of all tokens, once more, forward only.
     Relations: with `bag_weight` towards 0 it is `retromae` with `query: full`.
-    Example: `step = DupMAE(encoder, tokenizer)(batch); loss = step.terms["encoder"] + step.terms["decoder"] + .1 * step.terms["bag"]`
+    Example: `objective = DupMAE(encoder, tokenizer); loss = total(objective, objective(batch), batch.counts)`
     """
 
     name = "dupmae"
