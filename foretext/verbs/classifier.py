@@ -19,11 +19,10 @@ from foretext.retrieval.classifier import TextClassifier
 from foretext.text.labelled import Labelled, LabelledTexts, Task, guess_task, names_of, read_labelled, targets_of
 from foretext.text.randomness import example_keys, uniform
 from foretext.text.tokenizer import Tokenizer
-from foretext.training import checkpoint
 from foretext.training.distributed import World
 from foretext.training.loop import Result, TrainingConfig, train
 from foretext.training.optim import OptimConfig
-from foretext.verbs.pretrain import EncoderChoice, model_folder, start_encoder
+from foretext.verbs.pretrain import EncoderChoice, load_best, model_folder, start_encoder
 
 
 class ClassifierOptim(OptimConfig):
@@ -132,8 +131,7 @@ def finetune(config: ClassifierConfig, overwrite: bool = False) -> Classified | 
     result = train(objective, source, output, config.training, valid, world, overwrite, judge if valid else None)
     if not world.first:
         return None
-    if result.best_step is not None:
-        checkpoint.load_objective(output / "checkpoints" / f"step-{result.best_step}", objective)
+    load_best(objective, output, result)
     objective.eval()
     scores, report = {}, []
     for role, other in others.items():

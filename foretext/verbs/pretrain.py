@@ -28,6 +28,7 @@ from foretext.text.batches import Source
 from foretext.text.pairs import PairChoice
 from foretext.text.store import Store
 from foretext.text.tokenizer import Tokenizer
+from foretext.training import checkpoint
 from foretext.training.distributed import World
 from foretext.training.loop import Result, TrainingConfig, train
 
@@ -236,6 +237,12 @@ def sources(config: PretrainConfig, store: Store, objective: Objective) -> tuple
         console.print(f"the corpus is too small to hold out {config.valid_share:.1%} of it: nothing is validated")
         return training, None
     return training, valid
+
+
+def load_best(objective: Objective, folder: Path, result: Result) -> None:
+    """Put the weights of the run's best validation back; the last ones stay where nothing was validated."""
+    if result.best_step is not None:
+        checkpoint.load_objective(folder / "checkpoints" / f"step-{result.best_step}", objective)
 
 
 def finish(objective: Objective, folder: Path, result: Result, start: str, data: str) -> Trained:

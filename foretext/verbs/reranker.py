@@ -26,18 +26,10 @@ from foretext.summary import Policy
 from foretext.text.grouped import GroupedPairs, Lists
 from foretext.text.randomness import example_keys, uniform
 from foretext.text.tokenizer import Tokenizer
-from foretext.training import checkpoint
 from foretext.training.distributed import World
 from foretext.training.loop import Result, TrainingConfig, train
-from foretext.training.optim import OptimConfig
-from foretext.verbs.pretrain import EncoderChoice, model_folder, start_encoder
-
-
-class RerankerOptim(OptimConfig):
-    """How weights move in fine-tuning (objectives.md 17)."""
-
-    lr: float = Field(2e-5, gt=0, description="peak learning rate (RetroMAE: 1e-5 with 65 passages a query)")
-    eps: float = Field(1e-8, gt=0, description="AdamW")
+from foretext.verbs.pretrain import EncoderChoice, load_best, model_folder, start_encoder
+from foretext.verbs.retriever import FinetuneOptim
 
 
 class RerankerTraining(TrainingConfig):
@@ -46,7 +38,7 @@ class RerankerTraining(TrainingConfig):
     default_budget: ClassVar[dict[str, float]] = {"epochs": 2}
 
     batch_size: int = Field(16, gt=0, description="queries of one update, each with its group")
-    optim: RerankerOptim = RerankerOptim()
+    optim: FinetuneOptim = FinetuneOptim()
 
 
 class RerankerConfig(BaseModel):
@@ -109,8 +101,7 @@ def finetune(config: RerankerConfig, overwrite: bool = False) -> Reranker | None
     result = train(objective, source, output, config.training, valid, world, overwrite)
     if not world.first:
         return None
-    if result.best_step is not None:
-        checkpoint.load_objective(output / "checkpoints" / f"step-{result.best_step}", objective)
+    load_best(objective, output, result)
     metrics = {name: round(value, 4) for name, value in result.last.items() if name.startswith("valid_")}
     card = {"title": "A reranker", "reranker": True, "data": f"{Path(config.data).resolve().name}: {len(kept):,} groups",
             "steps": result.steps, "encoder": config.encoder.start, "metrics": metrics}  # fmt: skip

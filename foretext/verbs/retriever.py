@@ -22,13 +22,19 @@ from foretext.summary import Policy
 from foretext.text.grouped import GroupedPairs, Lists
 from foretext.text.randomness import permutation
 from foretext.text.tokenizer import Tokenizer
-from foretext.training import checkpoint
 from foretext.training.distributed import World
 from foretext.training.loop import TrainingConfig, train
 from foretext.training.optim import OptimConfig
-from foretext.verbs.pretrain import EncoderChoice, Trained, as_text_encoder, finish, model_folder, start_encoder
+from foretext.verbs.pretrain import EncoderChoice, Trained, as_text_encoder, finish, load_best, model_folder, start_encoder
 
 JUDGED_DEPTH = 10  # of the measures that validation computes
+
+
+class FinetuneOptim(OptimConfig):
+    """How weights move in fine-tuning (objectives.md 17); a class, so that setting one of these leaves the others."""
+
+    lr: float = Field(2e-5, gt=0, description="peak learning rate (RetroMAE's reranker: 1e-5 with 65 passages a query)")
+    eps: float = Field(1e-8, gt=0, description="AdamW")
 
 
 class FinetuneTraining(TrainingConfig):
@@ -37,7 +43,7 @@ class FinetuneTraining(TrainingConfig):
     default_budget: ClassVar[dict[str, float]] = {"epochs": 4}
 
     batch_size: int = Field(64, gt=0, description="queries of one update; each also meets the passages of the others")
-    optim: OptimConfig = OptimConfig(lr=2e-5, eps=1e-8)
+    optim: FinetuneOptim = FinetuneOptim()
 
 
 class LoRA(BaseModel):
@@ -119,8 +125,8 @@ def finetune(config: FinetuneConfig, overwrite: bool = False) -> Trained | None:
     result = train(objective, source, config.output, config.training, valid, world, overwrite, judge)
     if not world.first:
         return None
-    if judge or config.training.patience:
-        checkpoint.load_objective(Path(config.output) / "checkpoints" / f"step-{result.best_step}", objective)
+    load_best(objective, Path(config.output), result)
+    if result.best_step is not None:
         console.print(f"exported: the checkpoint of step {result.best_step}, the best in {config.valid_measure}")
     data = f"{Path(config.data).resolve().name}, split {config.split}: {len(source.lengths):,} groups"
     return finish(objective, Path(config.output), result, config.encoder.start, data)
