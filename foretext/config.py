@@ -146,8 +146,10 @@ def commented_yaml(model: type[BaseModel], values: dict[str, Any] | None = None,
 
 
 def literal_choices(annotation: Any) -> tuple:
-    """The values of a `Literal`, also of an optional one."""
+    """The values of a `Literal`, also of an optional one; none where something else (a number) may stand instead."""
     if typing.get_origin(annotation) is typing.Literal:
         return typing.get_args(annotation)
-    found = [literal_choices(part) for part in typing.get_args(annotation)]
+    found = [literal_choices(part) for part in typing.get_args(annotation) if part is not type(None)]
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType) and not all(found):
+        return ()
     return next((choices for choices in found if choices), ())

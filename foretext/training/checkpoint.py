@@ -6,6 +6,7 @@ checkpoints/step-N/ holds `objective.safetensors` (encoder and heads), `optimize
 
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import safetensors.numpy
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.utils._pytree import tree_map
 
 from foretext.errors import UserError
 from foretext.files import read_json, whole_folder, write_json
@@ -22,29 +24,69 @@ from foretext.training.sharding import part, whole
 from foretext.training.step import random_state, set_random_state
 
 
-def save(folder: Path, objective: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep: int, world: World,
-         rows: Mapping[str, np.ndarray] | None = None) -> Path:
-    """Write checkpoints/step-N under `folder` and delete all but the last `keep` and the best.
+class Writer:
+    """Writes the checkpoints of a run beside it: `save` copies the state and returns, a thread brings it to disk.
 
-    Args:
-        state: counters, JSON-ready; must hold "step", and "best_step" (or None).
-        rows: the examples that the objective arranged (`training.refresh`).
+    One write at most is under way, and it ends before this context does, also where an error ends the training. A process that is
+    killed before leaves the checkpoint before whole. Costs a second copy of weights and moments in main memory.
     """
-    random = [world.gather_rows(part[None])[0] for part in random_state(world.device)]  # every rank's own
-    target = folder / "checkpoints" / f"step-{state['step']}"
-    weights, moments = tensors(objective), whole_state(optimizer)  # where they are sharded, all ranks have to ask for them
-    if world.first:
-        with whole_folder(target, overwrite=True) as new:
-            save_file(weights, new / "objective.safetensors")
-            torch.save({"optimizer": moments, "random": random}, new / "optimizer.pt")
-            if rows:
-                safetensors.numpy.save_file({name: np.ascontiguousarray(value) for name, value in rows.items()}, new / "rows.safetensors")
-            write_json(new / "state.json", state)
-        for old in steps(folder)[:-keep]:
-            if old != state["best_step"]:
-                shutil.rmtree(folder / "checkpoints" / f"step-{old}")
-    world.wait()
-    return target
+
+    def __init__(self, folder: Path, keep: int, world: World):
+        self.folder, self.keep, self.world = folder, keep, world
+        self.last: int | None = None  # step of the latest `save`, the same on every rank, whether it is on disk or not yet
+        self.thread, self.writing = ThreadPoolExecutor(1), None
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def save(self, objective: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any],
+             rows: Mapping[str, np.ndarray] | None = None) -> None:
+        """Begin checkpoints/step-N, unless the latest is of this step; all but the last `keep` and the best are deleted when it is whole.
+
+        Args:
+            state: counters, JSON-ready; must hold "step", and "best_step" (or None).
+            rows: the examples that the objective arranged (`training.refresh`), which nobody changes in place.
+        Raises:
+            OSError: the write before failed.
+        """
+        if state["step"] == self.last:
+            return
+        self.wait()
+        self.last = state["step"]
+        random = [self.world.gather_rows(part[None])[0] for part in random_state(self.world.device)]  # every rank's own
+        weights, moments = tensors(objective), whole_state(optimizer)  # where they are sharded, all ranks have to ask for them
+        if self.world.first:
+            copied = tree_map(to_host, (weights, {"optimizer": moments, "random": random}))
+            self.writing = self.thread.submit(write, self.folder, *copied, state, rows, self.keep)
+
+    def wait(self) -> None:
+        """Until what is being written is on disk."""
+        if self.writing is not None:
+            writing, self.writing = self.writing, None
+            writing.result()
+
+    def __exit__(self, *_) -> None:
+        self.thread.shutdown()
+        self.wait()
+
+
+def to_host(value: Any) -> Any:
+    """A copy in main memory, of tensors."""
+    return value.detach().to("cpu", copy=True) if torch.is_tensor(value) else value
+
+
+def write(folder: Path, weights: dict[str, torch.Tensor], rest: dict[str, Any], state: dict[str, Any],
+          rows: Mapping[str, np.ndarray] | None, keep: int) -> None:
+    """Write checkpoints/step-N under `folder`, then delete all but the last `keep` and the best."""
+    with whole_folder(folder / "checkpoints" / f"step-{state['step']}", overwrite=True) as new:
+        save_file(weights, new / "objective.safetensors")
+        torch.save(rest, new / "optimizer.pt")
+        if rows:
+            safetensors.numpy.save_file({name: np.ascontiguousarray(value) for name, value in rows.items()}, new / "rows.safetensors")
+        write_json(new / "state.json", state)
+    for old in steps(folder)[:-keep]:
+        if old != state["best_step"]:
+            shutil.rmtree(folder / "checkpoints" / f"step-{old}")
 
 
 def steps(folder: Path) -> list[int]:

@@ -16,8 +16,9 @@ from foretext.training.distributed import World
 SAME_RUN = {"log_every", "checkpoint_every", "keep", "parallel", "checkpoint_activations"}  # may change while a run goes on
 
 
-def open_run(output: Path, settings: dict[str, Any], overwrite: bool, world: World, count_steps: Callable[[], int]) -> int:
-    """Make the run folder, or recognise it as the same run; returns the number of updates to make."""
+def open_run(output: Path, settings: dict[str, Any], overwrite: bool, world: World,
+             decide: Callable[[], dict[str, int]]) -> dict[str, Any]:
+    """Make the run folder, or recognise it as the same run; returns what was decided when it began ("steps", the updates to make)."""
     file = output / "run.json"
     if overwrite and world.first and output.exists():
         shutil.rmtree(output)
@@ -27,14 +28,14 @@ def open_run(output: Path, settings: dict[str, Any], overwrite: bool, world: Wor
         if run["settings"] != settings:
             raise UserError(f"{output} holds a run with other settings ({difference(run['settings'], settings)}): "
                             "name another output, or add --overwrite to replace it")
-        return run["steps"]
+        return run
     if world.first:
         refuse_existing(output)
-    total = count_steps()
+    run = decide() | {"settings": settings}
     if world.first:
-        write_json(file, {"steps": total, "settings": settings})
+        write_json(file, run)
     world.wait()
-    return total
+    return run
 
 
 def describe(objective: Objective, source: Source, config: BaseModel) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from foretext.training import checkpoint
 from foretext.training.distributed import World
 from foretext.training.folder import describe, open_run
 from foretext.training.optim import OptimConfig, clip_gradients, learning_rate, make_optimizer, set_rate
+from foretext.training.probe import SMALLEST, choose_micro_tokens
 from foretext.training.recompute import recompute_activations
 from foretext.training.refresh import Rounds
 from foretext.training.sharding import sharded
@@ -45,7 +46,8 @@ class TrainingConfig(BaseModel):
     epochs: float | None = Field(None, gt=0, description="passes over the data")
     minutes: float | None = Field(None, gt=0, description="wall-clock time; turned into steps once, by timing a few")
     batch_size: int = Field(256, gt=0, description="examples of one update, over all micro-batches and processes")
-    micro_tokens: int = Field(16_384, gt=0, description="tokens that pass through the model at once; changes memory, not the result")
+    micro_tokens: Annotated[int, Field(gt=0)] | Literal["auto"] = Field(
+        16_384, description="tokens that pass through the model at once; changes memory, not the result; auto: measured once")
     optim: OptimConfig = OptimConfig()
     precision: Literal["fp32", "bf16"] | None = Field(None, description="of activations and matmuls; default: bf16 where the device has it")
     seed: int = Field(1, ge=0)
@@ -116,9 +118,22 @@ def train(objective: Objective, source: Source, output: str | Path, config: Trai
             raise UserError("training.parallel: fsdp cannot search while it trains (training.patience, valid_split): take ddp")
         objective = model
     optimizer = make_optimizer(objective, config.optim)
-    rounds = Rounds(objective, source, valid, config.batch_size, config.micro_tokens, config.seed, world)
+    measured = config.micro_tokens == "auto"
+    rounds = Rounds(objective, source, valid, config.batch_size, SMALLEST if measured else config.micro_tokens, config.seed, world)
     state = {"step": 0, "updates": 0, "tokens": 0, "best": None, "best_step": None, "waited": 0, "valid": {}}
-    total = open_run(output, describe(objective, source, config), overwrite, world, lambda: budget(config, model, rounds, world))
+
+    def decide() -> dict[str, int]:
+        chosen = {}
+        if measured:
+            rounds.begin()
+            chosen["micro_tokens"] = choose_micro_tokens(model, rounds.batches, world)
+        return {"steps": budget(config, model, rounds, world)} | chosen
+
+    run = open_run(output, describe(objective, source, config), overwrite, world, decide)
+    total = run["steps"]
+    if measured:
+        rounds.split_at(run["micro_tokens"])
+        config = config.model_copy(update={"micro_tokens": run["micro_tokens"]})
     torch.manual_seed(config.seed + world.rank)  # dropout alone draws from it; after the budget's probe, which may not have run
     if saved := checkpoint.steps(output):
         state = checkpoint.load(output, saved[-1], objective, optimizer, world)
@@ -134,11 +149,11 @@ def train(objective: Objective, source: Source, output: str | Path, config: Trai
     start, sums, bad, latest = time.monotonic(), {}, 0, dict(state["valid"])
 
     def save() -> None:
-        if not (saved := checkpoint.steps(output)) or saved[-1] != state["step"]:
-            checkpoint.save(output, objective, optimizer, state | {"round": rounds.first}, config.keep, world, rounds.rows)
+        writer.save(objective, optimizer, state | {"round": rounds.first}, rounds.rows)
 
     what = f"{objective.name} ({precision})"
-    with stop, progress(what, total) if world.first else nullcontext(lambda *_, **__: None) as advance:
+    writer = checkpoint.Writer(output, config.keep, world)
+    with stop, writer, progress(what, total) if world.first else nullcontext(lambda *_, **__: None) as advance:
         advance(state["updates"])
         for micro_batches in rounds.steps(state, total, ahead=2 if world.device.type == "cuda" else 0):
             rate = learning_rate(config.optim, state["updates"], total)
@@ -151,7 +166,7 @@ def train(objective: Objective, source: Source, output: str | Path, config: Trai
             norm = clip_gradients(objective, config.optim)
             state["step"] += 1
             state["tokens"] += read * world.size  # ranks hold about equal shares
-            if not torch.isfinite(norm):
+            if not torch.isfinite(norm):  # the one place where a step waits for a GPU: weights must not follow such a gradient
                 bad += 1
                 optimizer.zero_grad()
                 refuse_endless(bad, state, micro_batches, output)
@@ -190,7 +205,10 @@ def train(objective: Objective, source: Source, output: str | Path, config: Trai
             if done % config.checkpoint_every == 0 or done == total or stopped:
                 save()
             if stopped and done < total:
+                writer.wait()
+                world.wait()  # torchrun ends everybody when the first process is gone
                 raise Stopped(f"stopped at step {state['step']} of {total}; a checkpoint is written: the same command goes on from there")
+    world.wait()  # the last checkpoint is on disk for all
     if log:
         log.close()
     if sharded(model):

@@ -85,6 +85,12 @@ class Rounds:
         self.batches = Batches(source, self.objective.collate, self.batch_size, self.micro_tokens, self.seed, self.world.rank,
                                self.world.size, step, self.objective.static)
 
+    def split_at(self, micro_tokens: int) -> None:
+        """Cut steps into micro-batches of about so many tokens from now on."""
+        self.micro_tokens = micro_tokens
+        if self.first is not None:
+            self.batches.micro_tokens = micro_tokens
+
     def renew(self, step: int) -> None:
         """Let the objective arrange its examples with the weights it has now."""
         begin, corpus, training = time.perf_counter(), Corpus(self.objective, self.world), self.objective.training

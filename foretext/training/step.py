@@ -62,6 +62,8 @@ def total_counts(batches: Sequence[Batch], world: World) -> dict[str, int]:
     for batch in batches:
         counts.update(batch.counts)
     names = sorted(counts)
+    if world.size == 1:
+        return {name: counts[name] for name in names}  # nothing to ask a GPU, which would have to finish the step before
     summed = world.sum(torch.tensor([counts[name] for name in names], dtype=torch.int64, device=world.device))
     return dict(zip(names, summed.tolist()))
 

@@ -15,6 +15,7 @@ from foretext.text.store import Store
 from foretext.training.distributed import World
 from foretext.training.loop import TrainingConfig, has_bf16, tune_allocator
 from foretext.training.optim import make_optimizer
+from foretext.training.probe import SMALLEST, choose_micro_tokens
 from foretext.training.step import backward
 from foretext.training.telemetry import Speed
 from foretext.verbs.pretrain import PretrainConfig, longest_row, make_objective, sources
@@ -90,7 +91,10 @@ def probe(objective: Objective, source: Source, config: TrainingConfig, world: W
     bf16 = config.precision == "bf16" or (config.precision is None and has_bf16(world.device))
     objective.encoder.compute_dtype = torch.bfloat16 if bf16 else torch.float32
     optimizer = make_optimizer(objective, config.optim)
-    batches = Batches(source, objective.collate, config.batch_size, config.micro_tokens, config.seed)
+    measured = config.micro_tokens == "auto"
+    batches = Batches(source, objective.collate, config.batch_size, SMALLEST if measured else config.micro_tokens, config.seed)
+    if measured:
+        choose_micro_tokens(objective, batches, world)
     speed = Speed(world.device, objective.encoder.compute_dtype)
     begin, parts, step = time.perf_counter(), 1, 0
     tokens = loading = working = 0.0

@@ -126,8 +126,8 @@ def test_gradient_agrees_on_two_ranks(tmp_path):
 
 def short_run(name: str, output, dropout: float = 0.1, steps: int = 6, **training):
     objective = make_objective(name, dropout=dropout, attention_dropout=dropout)
-    config = TrainingConfig(steps=6, batch_size=8, micro_tokens=200, optim=OptimConfig(lr=1e-3), precision="fp32",
-                            checkpoint_every=2, valid_every=3, log_every=1, **training)
+    config = TrainingConfig(steps=6, batch_size=8, optim=OptimConfig(lr=1e-3), precision="fp32", checkpoint_every=2, valid_every=3,
+                            log_every=1, **{"micro_tokens": 200} | training)
     source = make_source(objective)
     train(objective, source, output, config, valid=source, world=ALONE)
     return objective.state_dict()

@@ -150,15 +150,15 @@ def test_groups_in_a_file_with_prompts(place, tmp_path):
 def test_resume_with_towers_adapters_and_validation_ends_with_the_same_bits(place, tmp_path, monkeypatch):
     options = {"objective": {"untied": True, "projection": 8}, "valid_split": "dev", "training": {"valid_every": 2}}
     run(place, tmp_path / "whole", **options)
-    saved = checkpoint.save
+    saved = checkpoint.Writer.save
 
-    def dies(folder, objective, optimizer, state, *rest):
-        saved(folder, objective, optimizer, state, *rest)
+    def dies(self, objective, optimizer, state, *rest):
+        saved(self, objective, optimizer, state, *rest)
         if state["step"] == 3:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoint, "save", dies)
+        patched.setattr(checkpoint.Writer, "save", dies)
         with pytest.raises(KeyboardInterrupt):
             run(place, tmp_path / "broken", **options)
     run(place, tmp_path / "broken", **options)
