@@ -21,7 +21,7 @@ quickstart: $(READY)  ## the whole road on the documentation of the installed Py
 	$(BIN)/foretext quickstart
 
 test: $(READY)  ## the test-suite, without what takes minutes
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 test-slow: $(READY)  ## the proofs that take minutes: kill -9 and resume, leak bounds, published numbers
 	$(BIN)/python -m pytest -m slow

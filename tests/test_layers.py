@@ -74,7 +74,7 @@ def test_the_loop_names_no_objective():
 
 
 def test_the_model_reads_alone():
-    """The network is two files of at most 500 lines together, besides presets, heads and names."""
+    """The network is two files of at most 600 lines together, besides presets, heads and names."""
     closure, todo = set(), {"model.encoder"}
     while todo:
         module = todo.pop()
@@ -82,4 +82,4 @@ def test_the_model_reads_alone():
         todo |= modules()[module] - closure
     assert closure == {"model.encoder", "model.attention"}
     lines = sum(len((ROOT / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8").splitlines()) for module in closure)
-    assert lines <= 560
+    assert lines <= 600
