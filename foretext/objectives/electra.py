@@ -35,11 +35,12 @@ from foretext.objectives.show import Shown, interleaved, rows, titles
 from foretext.text.batches import Documents
 from foretext.text.corrupt import Words, corrupt, half_even, sample_tokens
 from foretext.text.joined import joined
-from foretext.text.randomness import uniform
+from foretext.text.randomness import integers, uniform
 
 PAPER = {"warmup": 10_000, "schedule": "linear", "compose": "product", "bias_correction": False, "betas": (0.9, 0.999), "eps": 1e-6,
          "weight_decay": 0.01, "clip": 1.0}
 WHOLE = 0.1  # share of texts that stay one segment (ELECTRA's code)
+SHORTER = 0.05  # share of texts cut to a random length (the same code)
 
 
 @dataclass(frozen=True)
@@ -129,8 +130,11 @@ class ELECTRA(Objective):
         Returns:
             the sequences, longest first, and the token types (T,).
         """
-        n, nothing = examples.lengths, torch.zeros_like(examples.lengths)
-        words = Words.of(examples, self.vocabulary)
+        nothing, L = torch.zeros_like(examples.lengths), self.max_len
+        shorter = uniform(examples.keys, "segments", nothing + 1) < SHORTER
+        longest = torch.where(shorter, 5 + integers(examples.keys, "segments", nothing + 2, nothing + L - 4), L)  # 5 .. L
+        examples = examples.part(nothing, examples.lengths.minimum((longest - 3).clamp(min=1)))
+        n, words = examples.lengths, Words.of(examples, self.vocabulary)
         begins = torch.cat((torch.ones(1, dtype=torch.bool), words.token[1:] != words.token[:-1]))
         behind = torch.where(begins & (examples.positions * 2 >= n[examples.sequence]), examples.positions, n[examples.sequence])
         first = n.scatter_reduce(0, examples.sequence, behind, "amin")
