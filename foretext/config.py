@@ -133,7 +133,9 @@ def commented_yaml(model: type[BaseModel], values: dict[str, Any] | None = None,
         if inner:
             given = values.get(name) if isinstance(values.get(name), dict) else {}
             note = f"  # {field.description}" if field.description else ""
-            lines += [f"{pad}{name}:{note}", commented_yaml(inner, given, indent + 2).rstrip("\n")]
+            section = commented_yaml(inner, given, indent + 2).rstrip("\n")
+            empty = all(line.lstrip().startswith("#") for line in section.split("\n"))  # to YAML a header without content is a null
+            lines += [f"{pad}{'# ' * empty}{name}:{note}", section]
             continue
         value = values.get(name, None if field.is_required() else field.get_default(call_default_factory=True))
         notes = [field.description or ""]

@@ -112,6 +112,7 @@ class Objective(nn.Module):
     static: bool = False  # whether every epoch makes the choices of the first
     calls_block_parts: ClassVar[bool] = False  # whether it runs the encoder's blocks other than by their `forward`
     families: ClassVar[tuple[str, ...]] = ("bert", "roberta", "electra", "mpnet", "modernbert")  # of encoders it goes with
+    shapes: ClassVar[tuple[str, ...]] = ()  # settings that shape its heads; where nothing is said, those of an export it goes on from
     start: ClassVar[str | None] = None  # the encoder to start from, where the usual one does not go with it
     weights: dict[str, float]  # of the loss terms, 1 unless said
     pooling: Pooling = "mean"  # how tokens become one vector, for export

@@ -73,6 +73,7 @@ class MARGE(Objective):
     reads = "clusters"
     terms = ("reconstruction",)
     pooling = "cls"
+    shapes = ("document_layers", "evidence_layers", "base_layers", "decoder_layers", "decoder_ffn", "beta")
 
     class Config(ObjectiveConfig):
         document_layers: int | None = Field(None, gt=0, description="of the document encoder (paper: 4); default: 4, or all but one")

@@ -66,6 +66,8 @@ class Seq2Seq(Objective):
                                     "optim": {"lr": 3e-4, "warmup": 10_000, "schedule": "inverse_sqrt"}}},
     }
 
+    shapes = ("decoder_layers", "bottleneck", "tie")
+
     class Config(ObjectiveConfig):
         noise: Literal["infill", "spans", "delete", "none"] = Field(
             "infill", description="the source is the text with spans as one mask each (BART), or as sentinels, where the target is the "

@@ -126,6 +126,8 @@ def make_objective(config: PretrainConfig, tokenizer: Tokenizer, longest: int) -
     options = check(kind.Config, settings, "objective")
     torch.manual_seed(config.training.seed)
     encoder, head, heads, notes = start_encoder(config.encoder, tokenizer, longest)
+    if heads is not None and heads.objective == name:
+        options = check(kind.Config, {key: heads.options[key] for key in kind.shapes if key in heads.options} | settings, "objective")
     objective = kind(encoder, tokenizer, options)
     towers = getattr(objective, "towers", None)
     if tokenizer.hash_buckets and (towers is None or towers.stock):  # said now, not by the export after days of training

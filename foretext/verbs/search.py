@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,8 @@ def encode(model: str | Path, documents: Iterable[Document], output: str | Path,
         raise UserError(f"an index needs all vectors, and this call makes 1 of {shard[1]} parts; after the last, `foretext index {output}`")
     if not (output / "model.json").exists():
         refuse_existing(output, overwrite)
+    documents = iter(documents)
+    documents = chain([*islice(documents, 1)], documents)  # a file that is not there is said before anything is written
     world.wait()  # before the first of them writes
     encoder = TextEncoder.load(folder, world.device)
     write_json(output / "model.json", {"model": str(Path(folder).resolve()) if Path(folder).is_dir() else folder})

@@ -61,7 +61,7 @@ def test_every_objective_shows_every_text(name):
     colour = lines(shown, small_tokenizer(), plain=False)
     for kind in KINDS:  # each mark is named once in plain text, and has its own style on a terminal
         assert plain.count(f"[{kind}: ") + plain.count(f"[{kind} ") == sum(token.kind == kind for row in rows for token in row.tokens)
-    assert name == "contrastive" or any(span.style for line in colour for span in line.spans)
+    assert name in ("contrastive", "dual", "convert") or any(span.style for line in colour for span in line.spans)
 
 
 @pytest.mark.parametrize("name", MASKING)
@@ -183,8 +183,10 @@ def test_from_texts(name, folder):
     texts = made_up_texts(40, seed=4)
     texts = [text for text in texts if text.count(". ") + text.count("! ") >= 2][:3]
     sets = ["pairs.kind=windows", "objective.max_len=14"] if name == "cocondenser" else []
-    shown, tokenizer = show(name, texts, tokenizer=folder, encoder="bert-tiny", sets=sets)
-    again, _ = show(name, texts, tokenizer=folder, encoder="bert-tiny", sets=sets)
+    sets += ["pairs.kind=halves"] * (name == "convert")
+    encoder = OBJECTIVES[name].start or "bert-tiny"
+    shown, tokenizer = show(name, texts, tokenizer=folder, encoder=encoder, sets=sets)
+    again, _ = show(name, texts, tokenizer=folder, encoder=encoder, sets=sets)
     assert shown[0] == again[0]
     assert lines(shown, tokenizer, plain=True)
 
