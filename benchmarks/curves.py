@@ -35,7 +35,7 @@ def main() -> None:
         ft.pretrain(ft.PretrainConfig(
             store=str(store), output=str(given.output / name), objective={"name": name}, encoder={"start": encoder}, valid_share=0.03,
             training={"minutes": given.minutes, "batch_size": 64, "optim": {"lr": 1e-3}, "micro_tokens": 8192,
-                      "valid_every": 50, "valid_examples": 512}))
+                      "valid_every": 25, "valid_examples": 512}))
         curves[name] = held_out(given.output / name)
         print(line(name, curves[name]), flush=True)
     print("\nheld-out loss (nats) against updates\n" + "\n".join(line(name, curve) for name, curve in curves.items()))
