@@ -18,11 +18,10 @@ from foretext.retrieval.agreement import agreement, agreement_lines, write_predi
 from foretext.retrieval.classifier import TextClassifier
 from foretext.text.labelled import Labelled, LabelledTexts, Task, guess_task, names_of, read_labelled, targets_of
 from foretext.text.randomness import example_keys, uniform
-from foretext.text.tokenizer import Tokenizer
 from foretext.training.distributed import World
 from foretext.training.loop import Result, TrainingConfig, train
 from foretext.training.optim import OptimConfig
-from foretext.verbs.pretrain import EncoderChoice, load_best, model_folder, start_encoder
+from foretext.verbs.pretrain import EncoderChoice, load_best, start_encoder, tokenizer_of
 
 
 class ClassifierOptim(OptimConfig):
@@ -111,7 +110,7 @@ def finetune(config: ClassifierConfig, overwrite: bool = False) -> Classified | 
         if held_out.any() and not held_out.all():
             others["valid"], targets["valid"] = part(data, held_out), targets["train"][held_out]
             data, targets["train"] = part(data, ~held_out), targets["train"][~held_out]
-    tokenizer = Tokenizer.load(config.tokenizer or model_folder(config.encoder.start))
+    tokenizer = tokenizer_of(config.encoder.start, config.tokenizer)
     torch.manual_seed(config.training.seed)
     encoder, *_ = start_encoder(config.encoder, tokenizer, longest=config.objective.max_len or 512)
     settings = check(Classify.Config, config.objective.model_dump() | {"task": task, "labels": names}, config.data)

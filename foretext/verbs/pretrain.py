@@ -191,6 +191,13 @@ def model_folder(name: str | Path) -> str:
     return str(inside) if any((inside / file).is_file() for file in ("config.json", "modules.json")) else str(name)
 
 
+def tokenizer_of(start: str, given: str | None) -> Tokenizer:
+    """The tokenizer that is named, or the one in the folder an encoder starts from."""
+    if given is None and is_preset(start):
+        raise UserError(f"tokenizer: {start} starts from scratch and has none; name a folder or hub id that has one")
+    return Tokenizer.load(given or model_folder(start))
+
+
 def continue_heads(objective: Objective, head: torch.nn.Module | None, heads: Heads | None) -> list[str]:
     """Put the heads of an earlier run into the objective; says what was taken and which of its heads start fresh.
 

@@ -25,10 +25,9 @@ from foretext.retrieval.search import search
 from foretext.summary import Policy
 from foretext.text.grouped import GroupedPairs, Lists
 from foretext.text.randomness import example_keys, uniform
-from foretext.text.tokenizer import Tokenizer
 from foretext.training.distributed import World
 from foretext.training.loop import Result, TrainingConfig, train
-from foretext.verbs.pretrain import EncoderChoice, load_best, model_folder, start_encoder
+from foretext.verbs.pretrain import EncoderChoice, load_best, model_folder, start_encoder, tokenizer_of
 from foretext.verbs.retriever import FinetuneOptim
 
 
@@ -85,7 +84,7 @@ def finetune(config: RerankerConfig, overwrite: bool = False) -> Reranker | None
         UserError: settings or data that cannot be used. Stopped: a signal came; a checkpoint is written.
     """
     world = World.join()
-    tokenizer = Tokenizer.load(config.tokenizer or model_folder(config.encoder.start))
+    tokenizer = tokenizer_of(config.encoder.start, config.tokenizer)
     groups = read_groups(config.data, config.negatives, config.scores, Policy(config.skip), split=config.split, tokenizer=tokenizer)
     if world.first:
         console.print("\n".join(groups.report()), markup=False)

@@ -21,11 +21,10 @@ from foretext.retrieval.teacher import EmbeddingTeacher, load_teacher
 from foretext.summary import Policy
 from foretext.text.grouped import GroupedPairs, Lists
 from foretext.text.randomness import permutation
-from foretext.text.tokenizer import Tokenizer
 from foretext.training.distributed import World
 from foretext.training.loop import TrainingConfig, train
 from foretext.training.optim import OptimConfig
-from foretext.verbs.pretrain import EncoderChoice, Trained, as_text_encoder, finish, load_best, model_folder, start_encoder
+from foretext.verbs.pretrain import EncoderChoice, Trained, as_text_encoder, finish, load_best, model_folder, start_encoder, tokenizer_of
 
 JUDGED_DEPTH = 10  # of the measures that validation computes
 
@@ -109,7 +108,7 @@ def finetune(config: FinetuneConfig, overwrite: bool = False) -> Trained | None:
         UserError: settings or data that cannot be used. Stopped: a signal came; a checkpoint is written.
     """
     world = World.join()
-    tokenizer = Tokenizer.load(config.tokenizer or model_folder(config.encoder.start))
+    tokenizer = tokenizer_of(config.encoder.start, config.tokenizer)
     groups = read_groups(config.data, config.negatives, config.scores, Policy(config.skip, config.strict), split=config.split,
                          format=config.format, corpus=config.corpus, columns=config.columns, tokenizer=tokenizer)
     if world.first:

@@ -137,6 +137,7 @@ def test_every_settings_file_is_valid(name):
     (["evaluate", "bm25", "BEIR", "--split", "dev"], "dev"),
     (["search", "nowhere", "a question"], "nothing to search"),
     (["encode", "RUN", "nowhere.txt", "-o", "out"], "nowhere.txt"),
+    (["finetune", "retriever", "-d", "BEIR", "-o", "out", "--encoder", "bert-tiny"], "starts from scratch and has none"),
     (["export", "nowhere", "-o", "out"], "no finished run"),
     (["init", "nothing"], "choose one of"),
     (["prepare", "STORE/../corpus.jsonl", "-o", "out", "--shard", "3/2"], "--shard 3/2"),
