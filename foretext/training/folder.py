@@ -22,8 +22,7 @@ def open_run(output: Path, settings: dict[str, Any], overwrite: bool, world: Wor
     file = output / "run.json"
     if overwrite and world.first and output.exists():
         shutil.rmtree(output)
-    world.wait()
-    if file.exists():
+    if world.any(world.first and file.exists()):  # the first one's answer for all: it may have made the file before another looks
         run = read_json(file)
         if run["settings"] != settings:
             raise UserError(f"{output} holds a run with other settings ({difference(run['settings'], settings)}): "
