@@ -1,7 +1,7 @@
 """Every objective on the same text, alike: does its held-out loss fall, and how.
 
     zcat wikipedia/*.jsonl.gz | head -c 10000000 | sed '$d' > wiki10.jsonl
-    python benchmarks/curves.py wiki10.jsonl [--minutes 3] [--objectives mlm retromae]
+    python benchmarks/curves.py wiki10.jsonl [--minutes 2] [--objectives mlm retromae]
 
 Prepares the text, trains each objective from scratch on the same small encoder, prints its held-out losses along the run and
 draws them (runs/curves/curves.svg). Losses of different objectives are not comparable: each predicts something else.
@@ -21,7 +21,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("text", help="anything `foretext prepare` reads")
     parser.add_argument("--output", type=Path, default=Path("runs/curves"))
-    parser.add_argument("--minutes", type=float, default=3, help="of each objective")
+    parser.add_argument("--minutes", type=float, default=2, help="of each objective")
     parser.add_argument("--objectives", nargs="+", default=[name for name in ft.objectives.OBJECTIVES if name not in OTHERS])
     given = parser.parse_args()
     curves = {}
