@@ -108,8 +108,7 @@ def train(objective: Objective, source: Source, output: str | Path, config: Trai
     output = Path(output)
     tune_allocator()
     objective.to(world.device).train()
-    precision = config.precision or ("bf16" if has_bf16(world.device) else "fp32")
-    objective.encoder.compute_dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    objective.encoder.compute_dtype = compute_dtype(config, world.device)
     if config.checkpoint_activations:
         recompute_activations(objective)
     model, given = world.wrap(objective, config.parallel), objective
@@ -151,7 +150,7 @@ def train(objective: Objective, source: Source, output: str | Path, config: Trai
     def save() -> None:
         writer.save(objective, optimizer, state | {"round": rounds.first}, rounds.rows)
 
-    what = f"{objective.name} ({precision})"
+    what = f"{objective.name} ({'bf16' if objective.encoder.compute_dtype == torch.bfloat16 else 'fp32'})"
     writer = checkpoint.Writer(output, config.keep, world)
     with stop, writer, progress(what, total) if world.first else nullcontext(lambda *_, **__: None) as advance:
         advance(state["updates"])
@@ -221,10 +220,8 @@ def budget(config: TrainingConfig, model: torch.nn.Module, rounds: Rounds, world
     if config.steps:
         return config.steps
     rounds.begin()
-    if config.epochs:
-        return max(1, round(config.epochs * rounds.batches.steps_per_epoch))
-    if config.tokens:
-        return max(1, round(config.tokens / (float(np.mean(rounds.source.lengths)) * config.batch_size)))
+    if counted := counted_steps(config, rounds.source):
+        return counted
     seconds = []
     for step in range(PROBED):
         begin = time.perf_counter()
@@ -237,6 +234,17 @@ def budget(config: TrainingConfig, model: torch.nn.Module, rounds: Rounds, world
         usual += rounds.report["refresh_seconds"] / rounds.every
     usual = world.sum(torch.tensor(usual, device=world.device)).item() / world.size
     return max(1, int(config.minutes * 60 / usual))
+
+
+def counted_steps(config: TrainingConfig, source: Source) -> int | None:
+    """The updates that steps, epochs or tokens ask for; None where minutes do, which have to be measured."""
+    if config.steps:
+        return config.steps
+    if config.epochs:
+        return max(1, round(config.epochs * len(source.lengths) / config.batch_size))
+    if config.tokens:
+        return max(1, round(config.tokens / (float(np.mean(source.lengths)) * config.batch_size)))
+    return None
 
 
 def validate(objective: Objective, valid: Source, config: TrainingConfig, world: World) -> dict[str, float]:
@@ -321,6 +329,11 @@ class StopSignal:
     def __exit__(self, *_) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
+
+
+def compute_dtype(config: TrainingConfig, device: torch.device) -> torch.dtype:
+    """What activations and matmuls use."""
+    return torch.bfloat16 if (config.precision or ("bf16" if has_bf16(device) else "fp32")) == "bf16" else torch.float32
 
 
 def has_bf16(device: torch.device) -> bool:

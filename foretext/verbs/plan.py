@@ -1,6 +1,5 @@
 """`foretext plan`: how long a pre-training takes and what it needs, from its settings and half a minute of measuring."""
 
-import resource
 import time
 from dataclasses import dataclass
 
@@ -10,12 +9,13 @@ import torch
 from foretext.errors import UserError
 from foretext.objectives.base import Objective
 from foretext.progress import duration
-from foretext.text.batches import Batches, Source
+from foretext.text.batches import Source
 from foretext.text.store import Store
 from foretext.training.distributed import World
-from foretext.training.loop import TrainingConfig, has_bf16, tune_allocator
+from foretext.training.loop import TrainingConfig, compute_dtype, counted_steps, tune_allocator
 from foretext.training.optim import make_optimizer
-from foretext.training.probe import SMALLEST, choose_micro_tokens
+from foretext.training.probe import SMALLEST, choose_micro_tokens, used_memory
+from foretext.training.refresh import Rounds
 from foretext.training.step import backward
 from foretext.training.telemetry import Speed
 from foretext.verbs.pretrain import PretrainConfig, longest_row, make_objective, sources
@@ -37,6 +37,7 @@ class Probe:
     flops_per_token: float
     share_of_peak: float
     loading_share: float  # of a step's time that making its batches takes
+    refresh_seconds: float  # per step, where the objective chooses its examples
     peak_bytes: int  # memory of the process (CPU) or of the device
     micro_tokens: int  # in the largest micro-batch
 
@@ -55,9 +56,10 @@ def plan(config: PretrainConfig, gpu: str = "h100", gpus: int = 1, seconds: floa
     store, world = Store.open(config.store), World.join()
     objective = make_objective(config, store.tokenizer, longest_row(store))
     source, _ = sources(config, store, objective)
-    found = probe(objective, source, config.training, world, seconds)
+    found, source = probe(objective, source, config.training, world, seconds)
     step_tokens = float(np.mean(source.lengths)) * config.training.batch_size
-    steps = steps_of(config.training, source, step_tokens / found.tokens_per_second)
+    step_seconds = step_tokens / found.tokens_per_second + found.refresh_seconds
+    steps = counted_steps(config.training, source) or max(1, int(config.training.minutes * 60 / step_seconds))
     tokens = steps * step_tokens
     parameters = sum(parameter.numel() for parameter in objective.parameters())
     encoder = sum(parameter.numel() for parameter in objective.encoder.parameters())
@@ -71,7 +73,7 @@ def plan(config: PretrainConfig, gpu: str = "h100", gpus: int = 1, seconds: floa
         f"{len(source.lengths) / config.training.batch_size:,.0f} steps",
         f"run:     {steps:,} steps of {config.training.batch_size} examples = {tokens / 1e6:,.1f} M tokens "
         f"({tokens / max(1, source.lengths.sum()):.1f} passes), {found.flops_per_token * tokens:.2e} FLOP",
-        f"here:    {duration(tokens / found.tokens_per_second)} at the measured {found.tokens_per_second:,.0f} tokens/s "
+        f"here:    {duration(steps * step_seconds)} at the measured {found.tokens_per_second:,.0f} tokens/s "
         f"({found.share_of_peak:.0%} of the matrix-product peak measured here; {found.loading_share:.1%} of it is loading data)",
         f"{f'{gpus} x {gpu}:':8} {duration(there)} at best, if {UTILISATION:.0%} of {peak / 1e12:,.0f} TFLOP/s (data sheet) is reached",
         f"memory:  {found.peak_bytes / 1e9:,.1f} GB at the peak here, with {found.micro_tokens:,} tokens at once; {state / 1e9:,.2f} GB of "
@@ -81,18 +83,22 @@ def plan(config: PretrainConfig, gpu: str = "h100", gpus: int = 1, seconds: floa
     ]
 
 
-def probe(objective: Objective, source: Source, config: TrainingConfig, world: World, seconds: float) -> Probe:
+def probe(objective: Objective, source: Source, config: TrainingConfig, world: World, seconds: float) -> tuple[Probe, Source]:
     """Train for about `seconds` and measure; the weights are thrown away with the objective.
 
     A step that would take too long is measured on its first micro-batches.
+
+    Returns:
+        what was measured, and the examples it was measured on: those of the first round, where the objective chooses them.
     """
     tune_allocator()
     objective.to(world.device).train()
-    bf16 = config.precision == "bf16" or (config.precision is None and has_bf16(world.device))
-    objective.encoder.compute_dtype = torch.bfloat16 if bf16 else torch.float32
+    objective.encoder.compute_dtype = compute_dtype(config, world.device)
     optimizer = make_optimizer(objective, config.optim)
     measured = config.micro_tokens == "auto"
-    batches = Batches(source, objective.collate, config.batch_size, SMALLEST if measured else config.micro_tokens, config.seed)
+    rounds = Rounds(objective, source, None, config.batch_size, SMALLEST if measured else config.micro_tokens, config.seed, world)
+    rounds.begin()
+    batches = rounds.batches
     if measured:
         choose_micro_tokens(objective, batches, world)
     speed = Speed(world.device, objective.encoder.compute_dtype)
@@ -124,17 +130,6 @@ def probe(objective: Objective, source: Source, config: TrainingConfig, world: W
             loading += (made - start) * read / sum(batch.tokens for batch in micro)
         step += 1
     rate = tokens / (working + loading)
-    cuda = world.device.type == "cuda"
-    peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return Probe(rate, speed.flops_per_token, rate * speed.flops_per_token / speed.peak, loading / (working + loading), peak, largest)
-
-
-def steps_of(config: TrainingConfig, source: Source, seconds: float) -> int:
-    """Updates of a run whose steps take `seconds` each."""
-    if config.steps:
-        return config.steps
-    if config.epochs:
-        return max(1, round(config.epochs * len(source.lengths) / config.batch_size))
-    if config.tokens:
-        return max(1, round(config.tokens / (float(np.mean(source.lengths)) * config.batch_size)))
-    return max(1, int(config.minutes * 60 / seconds))
+    refresh = rounds.report["refresh_seconds"] / rounds.every if rounds.every else 0.0
+    return Probe(rate, speed.flops_per_token, rate * speed.flops_per_token / speed.peak, loading / (working + loading), refresh,
+                 used_memory(world.device), largest), rounds.source

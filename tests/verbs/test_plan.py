@@ -45,6 +45,12 @@ def test_objectives_that_compare_rows_are_measured_split(store):
     assert "contrastive on bert-tiny" in described(store, "contrastive", ["training.micro_tokens=64"])
 
 
+def test_an_objective_that_chooses_its_examples(store):
+    said = described(store, "marge", ["objective.refresh_every=10"])
+    assert said["run"].split()[:2] == ["2,000", "steps"]
+    assert "marge on bert-tiny" in said
+
+
 def test_an_unknown_gpu_is_one_sentence(store):
     with pytest.raises(UserError, match="choose one of l4"):
         described(store, gpu="abacus")
