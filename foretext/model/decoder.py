@@ -209,3 +209,23 @@ class Generation:
         for past in self.pasts:
             if past.keys is not None:
                 past.keys, past.values = past.keys.index_select(0, rows), past.values.index_select(0, rows)
+
+
+@dataclass
+class Hypotheses:
+    """A decoder and the head on it as `model.generation` wants them."""
+
+    encoder: Encoder  # whose embeddings the decoder shares
+    decoder: Decoder
+    output: nn.Module  # (N, D) and the encoder's word table -> logits (N, V)
+    generation: Generation
+
+    def step(self, ids: Tensor) -> Tensor:
+        """See `generation.Steps`."""
+        for newest in ids.unbind(1):
+            hidden = self.decoder.step(self.encoder, newest, self.generation)
+        return self.output(hidden, self.encoder.words)
+
+    def select(self, rows: Tensor) -> None:
+        """See `generation.Steps`."""
+        self.generation.select(rows)

@@ -233,6 +233,18 @@ def longest_first(documents: Documents) -> tuple[Documents, Tensor]:
     return documents.select(order), order.argsort()
 
 
+def flat_longest_first(documents: Documents) -> tuple[Tokens, Tensor]:
+    """`longest_first`, as the encoder reads them."""
+    ordered, places = longest_first(documents)
+    return flat(ordered), places
+
+
+def prompts(objective: Objective) -> list[list[int]]:
+    """What stands before every query and every document: the first token, and the ids of the prompts of the objective's settings."""
+    texts = [objective.config.query_prompt, objective.config.document_prompt]
+    return [[objective.tokenizer.cls_id, *ids.tolist()] for ids in objective.tokenizer.encode(texts)]
+
+
 def of_pairs(objective: Objective, first: Documents, second: Documents, cut: Cut) -> tuple[Tokens, Tensor]:
     """`[CLS] a [SEP] b [SEP]` of each row, cut to `max_len`, with token types where the encoder has them; longest first.
 

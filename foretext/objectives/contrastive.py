@@ -31,9 +31,9 @@ from torch import Tensor
 from foretext.errors import UserError
 from foretext.model.encoder import Encoder, Linear, Tokens
 from foretext.model.heads import Pooling, sequence_vectors
-from foretext.objectives.base import Batch, Objective, ObjectiveConfig, Step, flat, longest_first
-from foretext.objectives.show import Note, Row, Shown, Token, bounds
-from foretext.text.batches import Documents, Source
+from foretext.objectives.base import Batch, Objective, ObjectiveConfig, Step, flat_longest_first, prompts
+from foretext.objectives.show import Note, Row, Shown, plain_texts
+from foretext.text.batches import Source
 from foretext.text.pairs import PairChoice, Pairs
 from foretext.text.store import Store
 
@@ -115,8 +115,7 @@ class Contrastive(Objective):
         if self.config.distill:
             self.terms = ("contrastive", "distill")
             self.weights = {"contrastive": self.config.contrastive_weight}
-        prompts = (self.config.query_prompt, self.config.document_prompt)
-        self.prompts = [[tokenizer.cls_id, *ids.tolist()] for ids in tokenizer.encode(list(prompts))]
+        self.prompts = prompts(self)
 
     def source(self, store: Store, part: str, valid_share: float, pairs: PairChoice) -> Source:
         """Pairs of a store, which have no teacher."""
@@ -127,8 +126,8 @@ class Contrastive(Objective):
 
     def collate(self, examples: Pairs) -> PairBatch:
         query_len = min(self.config.query_max_len or self.max_len, self.max_len)
-        queries, query_places = self._side(examples.queries, self.prompts[0], query_len)
-        passages, passage_places = self._side(examples.passages, self.prompts[1], self.max_len)
+        queries, query_places = flat_longest_first(examples.queries.framed(self.prompts[0], self.tokenizer.sep_id, query_len))
+        passages, passage_places = flat_longest_first(examples.passages.framed(self.prompts[1], self.tokenizer.sep_id, self.max_len))
         counts = {"contrastive": len(examples.queries)}
         if self.config.distill:
             counts["distill"] = self._taught(examples)
@@ -136,10 +135,6 @@ class Contrastive(Objective):
         return PairBatch(counts, len(queries.ids) + len(passages.ids), examples.passages.documents,
                          queries, passages, query_places, passage_places, examples.queries.documents, examples.passages.documents,
                          examples.known, examples.scores, *guide, examples.random)
-
-    def _side(self, documents: Documents, prompt: list[int], max_len: int) -> tuple[Tokens, Tensor]:
-        ordered, places = longest_first(documents.framed(prompt, self.tokenizer.sep_id, max_len))
-        return flat(ordered), places
 
     def _taught(self, examples: Pairs) -> int:
         """What the distillation term is divided by: groups with two scored passages (kl), or scored negatives (margin_mse)."""
@@ -239,11 +234,8 @@ class Contrastive(Objective):
         return {}
 
     def show(self, batch: PairBatch) -> list[Shown]:
-        def texts(tokens: Tokens, places: Tensor) -> list[list[Token]]:
-            sequences, ids = bounds(tokens.layout), tokens.ids.tolist()
-            return [[Token(id, id) for id in ids[slice(*sequences[place])]] for place in places.tolist()]
-
-        queries, passages = texts(batch.queries, batch.query_places), texts(batch.passages, batch.passage_places)
+        queries = plain_texts(batch.queries.ids, batch.queries.layout, batch.query_places)
+        passages = plain_texts(batch.passages.ids, batch.passages.layout, batch.passage_places)
         group = len(passages) // max(1, len(queries))
         shown = []
         for i, query in enumerate(queries):

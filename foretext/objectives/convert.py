@@ -27,9 +27,9 @@ from foretext.model.quantize import Quantized
 from foretext.model.reductions import ReductionScale
 from foretext.model.scores import Scale, ScaleKind, cross_entropy, no_negatives, right_answers
 from foretext.model.towers import Towers, TowersConfig
-from foretext.objectives.base import Batch, Objective, ObjectiveConfig, Step, flat, longest_first
+from foretext.objectives.base import Batch, Objective, ObjectiveConfig, Step, flat_longest_first
 from foretext.objectives.show import Note, Row, Shown, plain_texts
-from foretext.text.batches import Documents, Source
+from foretext.text.batches import Source
 from foretext.text.pairs import Conversations, PairChoice, Pairs, TurnPairs, pairs_of
 from foretext.text.store import Store
 
@@ -98,23 +98,19 @@ class ConveRT(Objective):
     def collate(self, examples: Conversations | Pairs) -> ConversationBatch:
         if isinstance(examples, Pairs):
             examples = Conversations(examples.queries, examples.passages)
-        contexts, context_places = self._side(examples.contexts)
-        responses, response_places = self._side(examples.responses)
+        contexts, context_places = flat_longest_first(self.framed(examples.contexts))
+        responses, response_places = flat_longest_first(self.framed(examples.responses))
         reads_earlier = examples.earlier is not None and self.config.turns > 0
         with_earlier = examples.earlier.lengths > 0 if reads_earlier else torch.zeros(len(examples.contexts), dtype=torch.bool)
         earlier, earlier_places = None, torch.zeros(0, dtype=torch.int64)
         if with_earlier.any():
-            earlier, earlier_places = self._side(examples.earlier.select(with_earlier.nonzero().squeeze(1)))
+            earlier, earlier_places = flat_longest_first(self.framed(examples.earlier.select(with_earlier.nonzero().squeeze(1))))
         counts = {"context": len(examples.contexts)}
         if reads_earlier:
             counts |= {"earlier": int(with_earlier.sum()), "both": int(with_earlier.sum())}
         tokens = len(contexts.ids) + len(responses.ids) + (len(earlier.ids) if earlier else 0)
         return ConversationBatch(counts, tokens, examples.responses.documents, contexts, responses, context_places, response_places,
                                  examples.responses.documents, earlier, earlier_places, with_earlier, reads_earlier)
-
-    def _side(self, documents: Documents) -> tuple[Tokens, Tensor]:
-        ordered, places = longest_first(self.framed(documents))
-        return flat(ordered), places
 
     def forward(self, batch: ConversationBatch) -> Step:
         texts, joined = [("query", batch.contexts)], None

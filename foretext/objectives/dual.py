@@ -30,9 +30,8 @@ from foretext.model.quantize import Quantized
 from foretext.model.reductions import Reduce, ReductionScale
 from foretext.model.scores import Scale, ScaleKind, cross_entropy, no_negatives, right_answers
 from foretext.model.towers import Towers, TowersConfig
-from foretext.objectives.base import Batch, Objective, ObjectiveConfig, Step, flat, longest_first
+from foretext.objectives.base import Batch, Objective, ObjectiveConfig, Step, flat_longest_first, prompts
 from foretext.objectives.show import Note, Row, Shown, plain_texts
-from foretext.text.batches import Documents
 from foretext.text.pairs import Pairs
 from foretext.text.randomness import integers
 
@@ -107,20 +106,15 @@ class Dual(Objective):
         self.scale = Scale("fixed" if config.loss == "triplet" else config.scale, 1.0 if config.loss == "triplet" else config.scale_start,
                            self.towers.dimension)
         self.pooling, self.normalize = config.reduction, config.normalize
-        prompts = (config.query_prompt, config.document_prompt)
-        self.prompts = [[tokenizer.cls_id, *ids.tolist()] for ids in tokenizer.encode(list(prompts))]
+        self.prompts = prompts(self)
 
     def collate(self, examples: Pairs) -> DualBatch:
         query_len = min(self.config.query_max_len or self.max_len, self.max_len)
-        queries, query_places = self._side(examples.queries, self.prompts[0], query_len)
-        partners, partner_places = self._side(examples.passages, self.prompts[1], self.max_len)
+        queries, query_places = flat_longest_first(examples.queries.framed(self.prompts[0], self.tokenizer.sep_id, query_len))
+        partners, partner_places = flat_longest_first(examples.passages.framed(self.prompts[1], self.tokenizer.sep_id, self.max_len))
         return DualBatch({"dual": len(examples.queries)}, len(queries.ids) + len(partners.ids), examples.passages.documents,
                          queries, partners, query_places, partner_places,
                          examples.queries.documents, examples.passages.documents, examples.queries.keys, examples.known)
-
-    def _side(self, documents: Documents, prompt: list[int], max_len: int) -> tuple[Tokens, Tensor]:
-        ordered, places = longest_first(documents.framed(prompt, self.tokenizer.sep_id, max_len))
-        return flat(ordered), places
 
     def forward(self, batch: DualBatch) -> Step:
         queries, partners = self.towers([("query", batch.queries), ("document", batch.partners)])

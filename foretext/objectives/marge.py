@@ -37,7 +37,7 @@ from torch import Tensor, nn
 
 from foretext.errors import UserError
 from foretext.model.attention import Bias, Bucket, Layout, make_bias
-from foretext.model.decoder import Decoder, Generation, Memory
+from foretext.model.decoder import Decoder, Hypotheses, Memory
 from foretext.model.encoder import Encoder, Tokens
 from foretext.model.generation import GenerationConfig, generate
 from foretext.model.heads import TiedHead
@@ -394,7 +394,8 @@ class MARGE(Objective):
             config = config.model_copy(update={"longest": min(config.longest, self.max_len - len(begin))})
             never = self.vocabulary.special.clone()
             never[self.tokenizer.sep_id] = False
-            made = generate(Hypotheses(self, self.decoder.begin(memory)), begin[None], self.tokenizer.sep_id, never, config)
+            hypotheses = Hypotheses(self.encoder, self.decoder, self.output, self.decoder.begin(memory))
+            made = generate(hypotheses, begin[None], self.tokenizer.sep_id, never, config)
         self.train(training)
         return made
 
@@ -418,23 +419,6 @@ class MARGE(Objective):
                 shown.append(Row(f"document {int(batch.documents[b])}, relevance of the evidence {near}", tokens))
             t, e = t + some_t, e + some_e
         return shown
-
-
-@dataclass
-class Hypotheses:
-    """The decoder as `model.generation` wants it."""
-
-    objective: MARGE
-    generation: Generation
-
-    def step(self, ids: Tensor) -> Tensor:
-        encoder = self.objective.encoder
-        for column in ids.unbind(1):
-            hidden = self.objective.decoder.step(encoder, column, self.generation)
-        return self.objective.output(hidden, encoder.words)
-
-    def select(self, rows: Tensor) -> None:
-        self.generation.select(rows)
 
 
 class Looked:

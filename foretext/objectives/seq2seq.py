@@ -29,7 +29,7 @@ from foretext.errors import UserError
 from foretext.files import whole_folder
 from foretext.model.attention import Layout
 from foretext.model.bart import fits_bart, write_bart
-from foretext.model.decoder import Decoder, Generation, Memory
+from foretext.model.decoder import Decoder, Hypotheses, Memory
 from foretext.model.encoder import Tokens
 from foretext.model.generation import GenerationConfig, generate
 from foretext.model.heads import Pooling, TiedHead, pool
@@ -203,7 +203,7 @@ class Seq2Seq(Objective):
             generation = self.decoder.begin(self.memory(source, targets).hypotheses(config.beams))
             config = config.model_copy(update={"longest": min(config.longest, self.max_len - 1)})
             begin = torch.full((len(framed), 1), cls, device=device)
-            made = generate(Hypotheses(self, generation), begin, sep, self.never(), config)
+            made = generate(Hypotheses(self.encoder, self.decoder, self.output, generation), begin, sep, self.never(), config)
         self.train(training)
         places = sorted(range(len(order)), key=order.__getitem__)
         return [made[place] for place in places]
@@ -224,23 +224,6 @@ class Seq2Seq(Objective):
             write_bart(self.encoder, self.decoder, self.output, new, ids, self.tokenizer.size)
             self.tokenizer.save(new, self.max_len, token_types=False)
         return [folder / "bart"]
-
-
-@dataclass
-class Hypotheses:
-    """An objective's decoder as `model.generation` wants it."""
-
-    objective: Seq2Seq
-    generation: Generation
-
-    def step(self, ids: Tensor) -> Tensor:
-        encoder = self.objective.encoder
-        for newest in ids.unbind(1):
-            hidden = self.objective.decoder.step(encoder, newest, self.generation)
-        return self.objective.output(hidden, encoder.words)
-
-    def select(self, rows: Tensor) -> None:
-        self.generation.select(rows)
 
 
 def tie(decoder: Decoder, encoder) -> None:

@@ -158,10 +158,6 @@ class Batches:
         self.seed, self.rank, self.world, self.first, self.static = seed, rank, world, first, static
         self._order = lru_cache(maxsize=2)(lambda epoch: permutation(len(source.lengths), seed, epoch))
 
-    @property
-    def steps_per_epoch(self) -> float:
-        return len(self.source.lengths) / self.batch_size
-
     def step(self, step: int) -> list[Any]:
         """This rank's micro-batches of a step, longest examples first."""
         rows, keys = self.examples(step)

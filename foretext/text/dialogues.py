@@ -30,6 +30,7 @@ from foretext.files import read_json, whole_folder, write_json
 from foretext.progress import progress
 from foretext.summary import ReadSummary, read_lines
 from foretext.text.corpus import Block, Document, ReadOptions, Source, find_sources
+from foretext.text.documents import as_text
 from foretext.text.duplicates import words_key
 from foretext.text.store import EARLIER, STATISTICS
 from foretext.text.tokenizer import Tokenizer
@@ -211,16 +212,8 @@ def _dialogue(texts: Sequence[str], thread: str, line: int, summary: ReadSummary
 
 def _text(value: Any, what: str, line: int, summary: ReadSummary) -> str | None:
     """The text without outer white space, "" for null; None for a value that is no text and was skipped."""
-    if value is None:
-        summary.note("null_text", line)
-        return ""
-    if not isinstance(value, str):
-        summary.error("text_type", line, f"expected a string as {what}, found {type(value).__name__} {str(value)[:80]}")
-        return None
-    if "\0" in value:
-        summary.note("nul", line, count=value.count("\0"))
-        value = value.replace("\0", "")
-    return value.strip()
+    text = as_text(value, what, line, summary)
+    return None if text is None else text.strip()
 
 
 def _from_tabs(lines: Iterator[tuple[int, str]], source: Source, summary: ReadSummary) -> Iterator[Exchange]:

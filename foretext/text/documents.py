@@ -105,23 +105,27 @@ def decode(raw: bytes, line: int, summary: ReadSummary, place: str = "") -> str 
 
 
 def make_document(name: str, title: Any, text: Any, line: int, summary: ReadSummary) -> Document | None:
-    values = []
-    for what, value in (("title", title), ("text", text)):
-        if value is None:
-            summary.note("null_text", line)
-            value = ""
-        elif not isinstance(value, str):
-            summary.error("text_type", line, f"expected a string as {what}, found {type(value).__name__} {str(value)[:80]}")
-            return None
-        if "\0" in value:
-            summary.note("nul", line, count=value.count("\0"))
-            value = value.replace("\0", "")
-        values.append(value)
-    if not values[1] or values[1].isspace():
+    if (title := as_text(title, "title", line, summary)) is None or (text := as_text(text, "text", line, summary)) is None:
+        return None
+    if not text or text.isspace():
         summary.skip("empty_doc", line)
         return None
     summary.accepted += 1
-    return Document(name, values[0], values[1])
+    return Document(name, title, text)
+
+
+def as_text(value: Any, what: str, line: int, summary: ReadSummary) -> str | None:
+    """A text without NUL characters, "" for null; None for a value that is no text and was skipped."""
+    if value is None:
+        summary.note("null_text", line)
+        return ""
+    if not isinstance(value, str):
+        summary.error("text_type", line, f"expected a string as {what}, found {type(value).__name__} {str(value)[:80]}")
+        return None
+    if "\0" in value:
+        summary.note("nul", line, count=value.count("\0"))
+        value = value.replace("\0", "")
+    return value
 
 
 def from_columns(line: int, row: list[str], fields: dict[str, Any], too_many: str, summary: ReadSummary) -> Document | None:

@@ -16,8 +16,8 @@ from foretext.objectives.classify import Classify
 from foretext.progress import console
 from foretext.retrieval.agreement import agreement, agreement_lines, write_predictions
 from foretext.retrieval.classifier import TextClassifier
+from foretext.text.batches import uniform_of_documents
 from foretext.text.labelled import Labelled, LabelledTexts, Task, guess_task, names_of, read_labelled, targets_of
-from foretext.text.randomness import example_keys, uniform
 from foretext.training.distributed import World
 from foretext.training.loop import Result, TrainingConfig, train
 from foretext.training.optim import OptimConfig
@@ -106,7 +106,7 @@ def finetune(config: ClassifierConfig, overwrite: bool = False) -> Classified | 
     kept = torch.arange(len(data.first))
     targets = {"train": targets_of(data, names, task)} | {role: targets_of(other, names, task) for role, other in others.items()}
     if "valid" not in others and config.valid_share:
-        held_out = uniform(example_keys(0, 0, torch.tensor([-2])), "valid", kept) < config.valid_share
+        held_out = uniform_of_documents(kept) < config.valid_share
         if held_out.any() and not held_out.all():
             others["valid"], targets["valid"] = part(data, held_out), targets["train"][held_out]
             data, targets["train"] = part(data, ~held_out), targets["train"][~held_out]

@@ -23,8 +23,8 @@ from foretext.retrieval.rerank import CrossScorer, rerank
 from foretext.retrieval.runs import Run, as_run, read_run, write_columns, write_run
 from foretext.retrieval.search import search
 from foretext.summary import Policy
+from foretext.text.batches import uniform_of_documents
 from foretext.text.grouped import GroupedPairs, Lists
-from foretext.text.randomness import example_keys, uniform
 from foretext.training.distributed import World
 from foretext.training.loop import Result, TrainingConfig, train
 from foretext.verbs.pretrain import EncoderChoice, load_best, model_folder, start_encoder, tokenizer_of
@@ -117,7 +117,7 @@ def split_queries(groups: Groups, share: float) -> tuple[list[int], list[int]]:
     """Numbers of the groups to train on and of those held out; a query is never on both sides."""
     number: dict[str, int] = {}
     asks = torch.tensor([number.setdefault(group.query_id, len(number)) for group in groups.groups])
-    held_out = uniform(example_keys(0, 0, torch.tensor([-2])), "valid", asks) < share
+    held_out = uniform_of_documents(asks) < share
     if held_out.all():
         held_out[:] = False
     return (~held_out).nonzero().flatten().tolist(), held_out.nonzero().flatten().tolist()
