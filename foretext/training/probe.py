@@ -1,8 +1,8 @@
 """`training.micro_tokens: auto`: how many tokens to send through the model at once, by trying."""
 
-import os
 import resource
 import time
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -21,13 +21,14 @@ TRIES = 3  # of which the fastest counts: whatever else the machine does only ev
 def choose_micro_tokens(model: nn.Module, batches: Batches, world: World) -> int:
     """Double the micro-batch until it is no faster, a share of the memory is used, or it is the whole step; says what it chose.
 
-    All ranks choose the same. Only gradients are computed, and thrown away.
+    All ranks choose the same. Only gradients are computed, by each rank for itself, and thrown away: a step sends them once however it
+    is cut, and a rank that runs out of memory leaves nobody waiting.
 
     Args:
         model: an objective, or what `World.wrap` made of one.
         batches: of the run, whose first step is used; their `micro_tokens` is set to the result.
     """
-    free, before = free_memory(world.device), used_memory(world.device)
+    free, before = free_memory(world), used_memory(world.device)
     chosen, best, tried = SMALLEST, 0.0, []
     tokens = SMALLEST
     while True:
@@ -35,15 +36,15 @@ def choose_micro_tokens(model: nn.Module, batches: Batches, world: World) -> int
         whole_step = batches.step(0)
         micro = whole_step[:2]  # the longest examples; two, as a step of several costs more where rows are compared (GradCache)
         try:
-            seconds = min(timed(model, micro, world) for _ in range(TRIES))
+            seconds = min(timed(model, micro, world.device) for _ in range(TRIES))
         except torch.cuda.OutOfMemoryError:
             seconds = float("inf")
+            model.zero_grad()
         used = (used_memory(world.device) - before) / free
         # The slowest and the fullest rank speak for all, so that all decide alike.
-        seconds, used = world.gather_rows(torch.tensor([[seconds, used]], device=world.device, dtype=torch.float64))[0].amax(0).tolist()
-        rate = sum(batch.tokens for batch in micro) / seconds
+        rate, used = agreed(sum(batch.tokens for batch in micro) / seconds, used, world)
         tried.append(f"{tokens:,}: {rate:,.0f}")
-        if rate < GAIN * best:
+        if rate <= GAIN * best:
             break
         chosen, best = tokens, rate
         if 2 * used > SHARE[world.device.type] or len(whole_step) == 1:
@@ -55,22 +56,31 @@ def choose_micro_tokens(model: nn.Module, batches: Batches, world: World) -> int
     return chosen
 
 
-def timed(model: nn.Module, micro: list, world: World) -> float:
-    """Seconds of one forward and backward pass over micro-batches."""
+def timed(model: nn.Module, micro: list, device: torch.device) -> float:
+    """Seconds of one forward and backward pass of this rank alone over micro-batches."""
     start = time.perf_counter()
-    backward(model, micro, world)
-    if world.device.type == "cuda":
+    backward(getattr(model, "module", model), micro, World(0, 1, device))
+    if device.type == "cuda":
         torch.cuda.synchronize()
     seconds = time.perf_counter() - start
     model.zero_grad()
     return seconds
 
 
-def free_memory(device: torch.device) -> int:
-    """Bytes that nobody uses, on the device or in main memory."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+def agreed(rate: float, used: float, world: World) -> tuple[float, float]:
+    """The lowest rate and the largest share of memory of all ranks."""
+    worst = torch.tensor([[-rate, used]], dtype=torch.float64, device=world.device)
+    rate, used = world.gather_rows(worst)[0].amax(0).tolist()
+    return -rate, used
+
+
+def free_memory(world: World) -> int:
+    """Bytes for this process that nobody uses, of its device or as its part of main memory."""
+    if world.device.type == "cuda":
+        return torch.cuda.mem_get_info(world.device)[0]
+    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    available = next(line for line in lines if line.startswith("MemAvailable"))  # what files are cached in counts as free
+    return int(available.split()[1]) * 1024 // world.size
 
 
 def used_memory(device: torch.device) -> int:
