@@ -1,30 +1,26 @@
-"""transformers' AutoModel on a dual encoder in foretext's own format, where foretext is installed (`trust_remote_code=True`).
+"""transformers' auto classes on what no class of theirs holds, where foretext is installed: `trust_remote_code=True`.
 
-The folder's `config.json` names, under `auto_map`, two classes of its `modeling_foretext.py`, which holds no code but an import from here.
+A folder's `config.json` names, under `auto_map`, classes of its `modeling_foretext.py`, which holds no code but an import from here.
 
-    B texts   L places of the longest   D width of the encoder   d features of a vector
+    B texts   L places of the longest   D width of the encoder   d features of a vector   K outputs
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PretrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceClassifierOutput
 
 from foretext.files import read_json, whole_file, write_json
 from foretext.model.encoder import Tokens
 from foretext.model.folder import locate
 from foretext.model.towers import MODEL_TYPE, Side, Towers, load_towers, write_towers
+from foretext.retrieval.classifier import TextClassifier
 
 MODULE = "modeling_foretext"
-CODE = f'''"""Lets transformers' AutoModel open this folder; needs the package foretext."""
-
-from {__name__} import ForetextConfig, ForetextModel
-
-__all__ = ["ForetextConfig", "ForetextModel"]
-'''
 
 
 class ForetextConfig(PretrainedConfig):
@@ -34,7 +30,7 @@ class ForetextConfig(PretrainedConfig):
 
 
 class ForetextModel(PreTrainedModel):
-    """Token states, and the vectors that foretext makes of them."""
+    """A dual encoder: token states, and the vectors that foretext makes of them."""
 
     config_class = ForetextConfig
 
@@ -53,7 +49,7 @@ class ForetextModel(PreTrainedModel):
         """The model alone, weights in fp32; `foretext export` writes the tokenizer beside it."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         write_towers(self.towers, Path(folder))
-        write_auto_map(Path(folder))
+        write_auto_map(Path(folder), AutoConfig=ForetextConfig, AutoModel=ForetextModel)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, side: Side = "document") -> BaseModelOutputWithPooling:
         """Embed texts of one side: "query" (what is asked, a message) or "document" (what answers, a response).
@@ -61,8 +57,7 @@ class ForetextModel(PreTrainedModel):
         Returns:
             `last_hidden_state` (B, L, D), 0 at padding, and `pooler_output` (B, d).
         """
-        mask = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
-        tokens = Tokens.of(input_ids[mask], mask.sum(1).tolist())
+        tokens, mask = unpadded(input_ids, attention_mask)
         encoder, reduction = self.towers.network(side)
         states = encoder(tokens)
         padded = states.new_zeros(*input_ids.shape, states.shape[1])
@@ -70,11 +65,44 @@ class ForetextModel(PreTrainedModel):
         return BaseModelOutputWithPooling(padded, self.towers.finish(reduction(states, tokens.layout), side))
 
 
-def write_auto_map(folder: Path) -> None:
-    """Let AutoConfig and AutoModel find the classes above from a folder that `write_towers` wrote."""
-    config = read_json(folder / "config.json")
-    config["architectures"] = [ForetextModel.__name__]
-    config["auto_map"] = {"AutoConfig": f"{MODULE}.{ForetextConfig.__name__}", "AutoModel": f"{MODULE}.{ForetextModel.__name__}"}
-    write_json(folder / "config.json", config)
+class ForetextClassifier(PreTrainedModel):
+    """An encoder that transformers knows, with a head that it does not."""
+
+    def __init__(self, config: PretrainedConfig, model: TextClassifier):
+        super().__init__(config)
+        self.encoder, self.head = model.encoder, model.head
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, *args: Any, config: PretrainedConfig | None = None, revision: str | None = None,
+                        **others: Any) -> "ForetextClassifier":
+        """Read a local folder or hub id, weights in fp32; other options have no effect."""
+        folder = locate(source, revision)
+        return cls(config or AutoConfig.from_pretrained(folder), TextClassifier.load(folder, "cpu", torch.float32)).eval()
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None,
+                token_type_ids: Tensor | None = None) -> SequenceClassifierOutput:
+        """`logits` (B, K)"""
+        tokens, mask = unpadded(input_ids, attention_mask)
+        if token_type_ids is not None and self.encoder.config.types > 1:
+            tokens = replace(tokens, types=token_type_ids[mask])
+        return SequenceClassifierOutput(logits=self.head(self.encoder, tokens))
+
+
+def unpadded(input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tokens, Tensor]:
+    """(B, L) with padding at either end -> the tokens, and (B, L) bool where they are."""
+    mask = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+    return Tokens.of(input_ids[mask], mask.sum(1).tolist()), mask
+
+
+def write_auto_map(folder: Path, **classes: type) -> None:
+    """Let transformers' auto classes find these of this file from an existing model folder.
+
+    Example: `write_auto_map(folder, AutoConfig=ForetextConfig, AutoModel=ForetextModel)`
+    """
+    names = {auto: kind.__name__ for auto, kind in classes.items()}
+    found = {"auto_map": {auto: f"{MODULE}.{name}" for auto, name in names.items()}}
+    write_json(folder / "config.json", read_json(folder / "config.json") | found)
+    imported = ", ".join(names.values())
     with whole_file(folder / f"{MODULE}.py", "w") as file:
-        file.write(CODE)
+        file.write('"""Lets transformers open this folder; needs the package foretext."""\n\n'
+                   f"from {__name__} import {imported}  # noqa: F401\n")

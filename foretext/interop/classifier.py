@@ -25,7 +25,8 @@ def export_classifier(model: TextClassifier, folder: str | Path, card: Mapping[s
 
     Args:
         card: for README.md: title, summary, data, steps, encoder, metrics.
-        heads: the head, where no class of transformers holds one like it; the encoder then travels as a plain encoder folder.
+        heads: the head, where no class of transformers holds one like it; the encoder then travels as a plain encoder folder, whose
+            `auto_map` names ours.
     Raises:
         UserError: the folder exists, or the family cannot be written.
         RuntimeError: another library gives other scores.
@@ -44,11 +45,13 @@ def write(model: TextClassifier, folder: Path, card: Mapping[str, Any], heads: H
                 "label2id": {label: i for i, label in enumerate(model.labels)}, "problem_type": PROBLEMS[model.task]}  # fmt: skip
     if model.task == "score":  # else CrossEncoder puts a sigmoid on a single output
         settings["sentence_transformers"] = {"activation_fn": "torch.nn.modules.linear.Identity", "version": "5.0.0"}
-    stock = {"sequence": model.head, "settings": settings} if heads is None else {}
-    write_encoder(model.encoder, folder, ids, vocab_size=tokenizer.size, **stock)
+    write_encoder(model.encoder, folder, ids, vocab_size=tokenizer.size, sequence=model.head if heads is None else None, settings=settings)
     tokenizer.save(folder, model.max_len, token_types=config.family in ("bert", "electra"))
     if heads is not None:
+        from foretext.interop.auto_model import ForetextClassifier, write_auto_map
+
         write_heads(folder, heads)
+        write_auto_map(folder, AutoModelForSequenceClassification=ForetextClassifier)
     with whole_file(folder / "README.md", "w") as file:
         file.write(model_card(model, card, heads))
 
@@ -82,8 +85,7 @@ def verify(model: TextClassifier, folder: Path, stock: bool = True) -> dict[str,
             again = TextClassifier.load(folder, "cpu", torch.float32)
             again.cut = model.cut
             found = {"foretext": (again.logits(probes), again.logits(*pairs))}
-            if stock:
-                found["transformers"] = _with_transformers(model, folder, probes, pairs)
+            found["transformers"] = _with_transformers(model, folder, probes, pairs, stock)
             if stock and len(model.labels) == 1 and importlib.util.find_spec("sentence_transformers"):
                 found["sentence-transformers"] = (expected[0], _with_cross_encoder(folder, pairs))
     finally:
@@ -96,10 +98,14 @@ def verify(model: TextClassifier, folder: Path, stock: bool = True) -> dict[str,
     return apart
 
 
-def _with_transformers(model: TextClassifier, folder: Path, probes: list[str], pairs: list[list[str]]) -> tuple[np.ndarray, np.ndarray]:
+def _with_transformers(model: TextClassifier, folder: Path, probes: list[str], pairs: list[list[str]],
+                       stock: bool) -> tuple[np.ndarray, np.ndarray]:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    tokenizer, network = AutoTokenizer.from_pretrained(folder), AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    from foretext.interop.auto_model import ForetextClassifier
+
+    kind = AutoModelForSequenceClassification if stock else ForetextClassifier
+    tokenizer, network = AutoTokenizer.from_pretrained(folder), kind.from_pretrained(folder).eval()
     cut = "only_second" if model.cut == "second" else "longest_first"
 
     def logits(*texts: list[str]) -> np.ndarray:

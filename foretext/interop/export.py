@@ -108,10 +108,10 @@ def _write_modules(model: TextEncoder, first: str, folder: Path) -> None:
 
 def _write_towers(model: TowerEncoder, folder: Path) -> None:
     """A dual encoder that no class of transformers holds, in foretext's own format."""
-    from foretext.interop.auto_model import write_auto_map  # imports transformers' models: seconds that only this needs
+    from foretext.interop.auto_model import ForetextConfig, ForetextModel, write_auto_map  # with transformers, which takes seconds
 
     write_towers(model.towers, folder)
-    write_auto_map(folder)
+    write_auto_map(folder, AutoConfig=ForetextConfig, AutoModel=ForetextModel)
     model.tokenizer.save(folder, model.max_len, token_types=False)
     write_json(folder / "sentence_bert_config.json", {"max_seq_length": model.max_len, "do_lower_case": model.lowercase})
 

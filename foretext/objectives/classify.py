@@ -7,7 +7,7 @@ References: BERT (arXiv 1810.04805, section 4.1); heads as transformers has them
 Inputs: texts, or pairs joined as `[CLS] a [SEP] b [SEP]`, and their labels.
 Owns: the head: `stock` (transformers' of this family), `cls_linear` (a matrix on the first token's state), `mean` (on the mean of all).
 Exports: a `*ForSequenceClassification` folder with the names of the labels; `cls_linear` and `mean` are no class of transformers, so
-    there the encoder's folder carries the head beside it (`heads.safetensors`).
+    there the encoder's folder carries the head beside it (`heads.safetensors`), and `auto_map` names the class of ours that joins them.
 When to use it: labels on single texts or pairs. `freeze` trains the head alone, in seconds, and says what is in the vectors already.
 Relations: with one label per pair and groups of passages it is the reranker (`rerank`).
 Example: `Classify(encoder, tokenizer, Classify.Config(labels=("card lost", "card arrived")))`

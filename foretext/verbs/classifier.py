@@ -168,8 +168,8 @@ def export(objective: Classify, model: TextClassifier, config: ClassifierConfig,
     heads = None
     if objective.config.head != "stock":
         heads = Heads(objective.name, objective.config.model_dump(mode="json"), objective.heads())
-        console.print(f"the head {objective.config.head} is no class of transformers: there the export is the encoder alone, and foretext "
-                      "reads the head beside it")  # fmt: skip
+        console.print(f"the head {objective.config.head} is no class of transformers, which loads it with trust_remote_code=True where "
+                      "foretext is installed")  # fmt: skip
     metrics = {f"{role} {name}": round(value, 4) for role, values in scores.items() for name, value in values.items()}
     card = {"data": Path(config.data).name, "steps": result.steps, "encoder": config.encoder.start, "metrics": metrics}
     return export_classifier(model, Path(config.output) / "export", card, heads, overwrite=True)
