@@ -1,34 +1,22 @@
-"""An approximate index beside the vectors of a folder, through faiss (extra `ann`): finds candidates, whose scores are then exact.
+"""An approximate index beside the vectors of a folder: kinds and search as in `approximate.py`, kept on disk, its recall measured.
 
-    hnsw      a graph of near neighbours; fastest, holds all vectors in memory
-    ivfflat   vectors in cells around centroids; looks into a few cells
-    ivfpq     the same with vectors in D / 4 bytes: for corpora that do not fit in memory otherwise
-
-However candidates are found, they are ranked by their products with the stored vectors, so a score is that of exact search and only what
-is never looked at can be missed. How much that is, is measured when the index is built.
-
-References: Malkov and Yashunin 2018 (HNSW); Jegou, Douze and Schmid 2011 (IVF, product quantisation); Douze et al. 2024 (faiss, and its
-guide to choosing an index: 4 sqrt(N) cells, at least 39 vectors to train a centroid).
+How many neighbours it misses is measured when it is built, and its search widened until they are few.
 """
 
 import hashlib
-import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 
 from foretext.errors import UserError
 from foretext.files import read_json, whole_folder, write_json
 from foretext.progress import progress
+from foretext.retrieval.approximate import LEAST_CODED, LINKS, Kind, candidates, cells_for, code_bytes, empty_index, load_faiss, sample_size
 from foretext.retrieval.search import Vectors, blocks, rescored, search, unit
 
-Kind = Literal["hnsw", "ivfflat", "ivfpq"]
 BLOCK = 16_384  # vectors added at once
-PER_CENTROID = (39, 256)  # vectors that train a centroid: faiss's least, and more than this many change nothing
-LINKS, BREADTH = 32, 200  # HNSW's M and efConstruction
-CANDIDATES = {"hnsw": 1, "ivfflat": 1, "ivfpq": 8}  # per wanted document; byte codes rank roughly
 PROBES = 500  # documents asked for their neighbours to measure the recall
 
 
@@ -42,9 +30,8 @@ class Index:
     def search(self, queries: np.ndarray, vectors: Vectors, k: int) -> tuple[np.ndarray, np.ndarray]:
         """About the k nearest of each query (Q, D), in the form of `search.search`; -1 where fewer were found."""
         similarity = self.settings["similarity"]
-        queries = np.ascontiguousarray(queries, np.float32)
-        _, candidates = _ask(self.faiss, self.settings, unit(queries) if similarity == "cosine" else queries, k)
-        return rescored(queries, vectors.shards, candidates, k, similarity)
+        found = candidates(self.faiss, self.settings["kind"], _ready(queries, similarity), k, self.settings["breadth"])
+        return rescored(np.asarray(queries, np.float32), vectors.shards, found, k, similarity)
 
 
 def build_index(folder: str | Path, vectors: Vectors, kind: Kind, target: float = 0.95, overwrite: bool = False,
@@ -54,36 +41,26 @@ def build_index(folder: str | Path, vectors: Vectors, kind: Kind, target: float 
     The breadth of the search (nprobe, efSearch) is doubled until the recall reaches `target` or everything is looked at.
 
     Raises:
-        UserError: faiss is missing, an unknown kind, too few vectors for it, or there is an index already.
+        UserError: FAISS is missing, an unknown kind, too few vectors for it, or there is an index already.
     """
-    faiss = _faiss()
     if kind not in get_args(Kind):
         raise UserError(f"index {kind!r}: there are {', '.join(get_args(Kind))}")
     similarity = vectors.manifest.get("similarity", "cosine")
     size, dimension = len(vectors.ids), vectors.shards[0].shape[1]
-    cells = max(1, min(round(4 * math.sqrt(size)), size // PER_CENTROID[0]))
-    bytes_per_vector = max(m for m in range(1, max(dimension // 4, 1) + 1) if dimension % m == 0)
-    if kind == "ivfpq" and size < 256 * PER_CENTROID[0]:
-        raise UserError(f"ivfpq learns its codes from at least {256 * PER_CENTROID[0]:,} vectors, and {folder} has {size:,}; use hnsw, "
+    if kind == "ivfpq" and size < LEAST_CODED:
+        raise UserError(f"ivfpq learns its codes from at least {LEAST_CODED:,} vectors, and {folder} has {size:,}; use hnsw, "
                         "or search exactly")
-    if kind == "hnsw":
-        index = faiss.IndexHNSWFlat(dimension, LINKS, faiss.METRIC_INNER_PRODUCT)
-        index.hnsw.efConstruction = BREADTH
-    else:
-        coarse = faiss.IndexFlatIP(dimension)
-        index = (faiss.IndexIVFFlat(coarse, dimension, cells, faiss.METRIC_INNER_PRODUCT) if kind == "ivfflat" else
-                 faiss.IndexIVFPQ(coarse, dimension, cells, bytes_per_vector, 8, faiss.METRIC_INNER_PRODUCT))
-        index.train(_ready(_rows(vectors, max(cells, 256) * PER_CENTROID[1], seed), similarity))
+    index = empty_index(kind, size, _ready(_rows(vectors, sample_size(size), seed), similarity))
     with progress(f"building {kind}", size) as advance:
         for _, block in blocks(vectors.shards, BLOCK):
             index.add(_ready(block, similarity))
             advance(len(block))
     settings = {"format": 1, "kind": kind, "similarity": similarity, "size": size, "dimension": dimension, "made_of": _made_of(folder)}
-    settings |= {"links": LINKS} if kind == "hnsw" else {"cells": cells}
-    settings |= {"bytes_per_vector": bytes_per_vector} if kind == "ivfpq" else {}
+    settings |= {"links": LINKS} if kind == "hnsw" else {"cells": cells_for(size)}
+    settings |= {"bytes_per_vector": code_bytes(dimension)} if kind == "ivfpq" else {}
     settings = _measured(index, settings, vectors, target, seed)
     with whole_folder(Path(folder) / "ann", overwrite) as temporary:
-        faiss.write_index(index, str(temporary / "index.faiss"))
+        load_faiss().write_index(index, str(temporary / "index.faiss"))
         write_json(temporary / "index.json", settings)
     return Index(index, settings)
 
@@ -92,7 +69,7 @@ def open_index(folder: str | Path, vectors: Vectors) -> Index | None:
     """The index beside a folder's vectors; None if there is none.
 
     Raises:
-        UserError: it was made of other vectors, or faiss is missing.
+        UserError: it was made of other vectors, or FAISS is missing.
     """
     place = Path(folder) / "ann"
     if not (place / "index.json").is_file():
@@ -101,7 +78,7 @@ def open_index(folder: str | Path, vectors: Vectors) -> Index | None:
     if settings["made_of"] != _made_of(folder) or settings["size"] != len(vectors.ids):
         raise UserError(f"{place}: this index was made of other vectors; make it again with `foretext index {folder} --kind "
                         f"{settings['kind']} --overwrite`, or search with --exact")
-    return Index(_faiss().read_index(str(place / "index.faiss")), settings)
+    return Index(load_faiss().read_index(str(place / "index.faiss")), settings)
 
 
 def recall(found: np.ndarray, exact: np.ndarray) -> float:
@@ -139,16 +116,6 @@ def _without_self(found: np.ndarray, rows: np.ndarray) -> np.ndarray:
     return found[keep].reshape(len(found), -1)
 
 
-def _ask(index, settings: dict, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    faiss = _faiss()
-    wanted = min(CANDIDATES[settings["kind"]] * k, settings["size"])
-    if settings["kind"] == "hnsw":
-        options = faiss.SearchParametersHNSW(efSearch=max(settings["breadth"], wanted))
-    else:
-        options = faiss.SearchParametersIVF(nprobe=settings["breadth"])
-    return index.search(queries, wanted, params=options)
-
-
 def _ready(rows: np.ndarray, similarity: str) -> np.ndarray:
     rows = np.ascontiguousarray(rows, np.float32)
     return unit(rows) if similarity == "cosine" else rows
@@ -177,15 +144,3 @@ def _made_of(folder: str | Path) -> str:
             content.pop("counts", None)  # rewritten by every shard that ends
             digest.update(repr(sorted(content.items())).encode())
     return digest.hexdigest()
-
-
-def _faiss():
-    """The library, with as many threads as torch uses."""
-    try:
-        import faiss
-    except ImportError:
-        raise UserError("an approximate index needs faiss: pip install 'foretext[ann]' (or search with --exact)") from None
-    import torch
-
-    faiss.omp_set_num_threads(torch.get_num_threads())
-    return faiss

@@ -13,7 +13,7 @@ import torch
 
 from foretext.objectives.base import Batch, Objective, Rows
 from foretext.progress import console, duration, progress
-from foretext.retrieval.approximate import How, approximate
+from foretext.retrieval.approximate import Kind, approximate
 from foretext.retrieval.embed import TextEncoder
 from foretext.text.batches import Batches, Source
 from foretext.training.distributed import World
@@ -43,7 +43,7 @@ class Corpus:
         self.embedded += len(rows)
         return self.gather(vectors)
 
-    def nearest(self, queries: np.ndarray, vectors: np.ndarray, k: int, how: How) -> tuple[np.ndarray, np.ndarray]:
+    def nearest(self, queries: np.ndarray, vectors: np.ndarray, k: int, how: Kind) -> tuple[np.ndarray, np.ndarray]:
         """See `retrieval.approximate`; by this rank alone."""
         return approximate(queries, vectors, k, how)
 
