@@ -18,6 +18,7 @@ import tokenizers
 
 from foretext.errors import UserError
 from foretext.files import read_json, whole_file, write_json
+from foretext.text.stretches import Stretches, never_crosses_blanks
 from foretext.text.vocabulary import KINDS, TRAINERS
 from foretext.text.words import WordTable, word_table
 
@@ -149,8 +150,21 @@ class Tokenizer:
     def encode_pieces(self, texts: Sequence[Sequence[str]]) -> tuple[np.ndarray, np.ndarray]:
         """Texts cut into pieces -> (ids int32 (T,), length of each piece int64 (pieces,)), all end to end, as `encode_flat` of the pieces.
 
-        One call of the tokenizer per text instead of one per piece: a quarter faster on sentences.
+        Twice as fast as the tokenizer or faster where it never looks across blanks; a quarter faster than piece by piece elsewhere.
         """
+        if self._stretches:
+            return self._stretches.encode([piece for pieces in texts for piece in pieces])
+        return self._encode_marked(texts)
+
+    @cached_property
+    def _stretches(self) -> Stretches | None:
+        def encode(new: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+            return self._encode_marked([new[i:i + 100] for i in range(0, len(new), 100)])
+
+        return Stretches(encode) if never_crosses_blanks(self.backend) else None
+
+    def _encode_marked(self, texts: Sequence[Sequence[str]]) -> tuple[np.ndarray, np.ndarray]:
+        """One call of the tokenizer per text, with a mark after each piece, instead of one per piece."""
         joined = ["".join(piece + MARK for piece in pieces) for pieces in texts]
         encode, mark = self._marked
         lists = [encoding.ids for encoding in encode(joined, add_special_tokens=False)]
