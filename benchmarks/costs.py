@@ -7,20 +7,20 @@ import time
 from pathlib import Path
 
 import torch
-from turns import Answer, serve
+from turns import Answer, clock, serve
 
 
 def prepare(about: dict):
     """The whole of `foretext prepare` with a tokenizer that is there."""
     from foretext.text.prepare import prepare as run_prepare
 
-    data = Path(about["data"])
+    data, now = Path(about["data"]), clock(about["threads"])
 
     def run(case: str) -> Answer:
         with tempfile.TemporaryDirectory(dir=data) as folder:
-            begin = time.perf_counter()
+            begin = now()
             report = run_prepare(data / f"{case}.jsonl", Path(folder) / "store", tokenizer=data / "tokenizer", workers=about["threads"])
-            return {"seconds": time.perf_counter() - begin, "bytes": report.counts["bytes"]}
+            return {"seconds": now() - begin, "bytes": report.counts["bytes"]}
 
     return run
 
@@ -29,7 +29,7 @@ def tokenizer(about: dict):
     """`encode_batch_fast` on the same texts and cores, and nothing else."""
     from tokenizers import Tokenizer
 
-    data = Path(about["data"])
+    data, now = Path(about["data"]), clock(about["threads"])
     backend = Tokenizer.from_file(str(data / "tokenizer" / "tokenizer.json"))
     backend.no_truncation()
     backend.no_padding()
@@ -37,42 +37,57 @@ def tokenizer(about: dict):
     size = {case: sum(len(text.encode()) for text in some) for case, some in texts.items()}
 
     def run(case: str) -> Answer:
-        begin = time.perf_counter()
+        begin = now()
         for first in range(0, len(texts[case]), 1000):
             backend.encode_batch_fast(texts[case][first:first + 1000], add_special_tokens=False)
-        return {"seconds": time.perf_counter() - begin, "bytes": size[case]}
+        return {"seconds": now() - begin, "bytes": size[case]}
 
     return run
 
 
 def checkpoint(about: dict):
-    """Saving the masked step's model and optimiser; the loop waits for all of it."""
+    """Checkpoints of a model of the usual size, written as the loop does it; and one step, to hold them against."""
     import steps
 
     from foretext.model.encoder import Encoder
     from foretext.model.presets import preset
     from foretext.objectives.mlm import MLM
+    from foretext.text.batches import Batches
     from foretext.text.tokenizer import Tokenizer
-    from foretext.training import checkpoint as checkpoints
+    from foretext.training.checkpoint import Writer
+    from foretext.training.loop import TrainingConfig, compute_dtype
     from foretext.training.optim import OptimConfig, make_optimizer
+    from foretext.training.step import backward
 
+    torch.set_num_threads(about["threads"])
+    now = clock(about["threads"])
     words = Tokenizer.load(Path(about["data"]) / "tokenizer")
-    objective = MLM(Encoder(preset("bert-mini", words.size, max_len=128)), words)
+    objective = MLM(Encoder(preset("bert-base", words.size, max_len=128)), words)
+    objective.encoder.compute_dtype = compute_dtype(TrainingConfig(), steps.ALONE.device)
     optimizer = make_optimizer(objective, OptimConfig())
-    for parameter in objective.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()  # moments exist from here on
+    texts = steps.read_texts(Path(about["data"]), "full", words, about["texts"])
+    micro = Batches(texts, objective.collate, len(texts.lengths), 1024, seed=1).step(0)
+    for _ in range(2):  # the first warms up; moments exist from here on
+        begin = now()
+        backward(objective, micro, steps.ALONE)
+        optimizer.step()
+        step = now() - begin
+        optimizer.zero_grad()
     folder, done = Path(tempfile.mkdtemp(dir=about["data"])), [0]
 
     def run(_: str) -> Answer:
         done[0] += 1
-        begin = time.perf_counter()
-        state = {"step": done[0], "best_step": None}
-        saved = checkpoints.save(folder, objective, optimizer, state, 1, steps.ALONE)
-        seconds = time.perf_counter() - begin
+        with Writer(folder, 1, steps.ALONE) as writer:
+            begin, start = now(), time.perf_counter()
+            writer.save(objective, optimizer, {"step": done[0], "best_step": None})
+            waits = now() - begin
+            writer.wait()
+            written = time.perf_counter() - start
+        (saved,) = (folder / "checkpoints").iterdir()
         size = sum(file.stat().st_size for file in saved.iterdir())
         shutil.rmtree(saved)
-        return {"seconds": seconds, "bytes": size}
+        return {"seconds": waits, "written": written, "bytes": size, "step": step, "tokens": sum(batch.tokens for batch in micro),
+                "parameters": sum(parameter.numel() for parameter in objective.parameters())}
 
     return run
 

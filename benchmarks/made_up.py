@@ -12,7 +12,7 @@ import numpy as np
 from foretext.text.tokenizer import Tokenizer
 
 VOCABULARY = 30_528
-LENGTH, LONG = 128, 512  # tokens of a text, special tokens included
+LENGTH = 128  # tokens of a text, special tokens included
 TEXTS = 32
 WORDS = 45_000
 
@@ -36,7 +36,7 @@ def mixed_lengths(draw: np.random.Generator, count: int, longest: int = LENGTH -
 
 
 def write(folder: Path, megabytes: float) -> None:
-    """tokenizer/, full.npz, mixed.npz and long.npz (`ids` end to end and `lengths`), small.jsonl and, ten times as large, large.jsonl."""
+    """tokenizer/, full.npz and mixed.npz (`ids` end to end and `lengths`), small.jsonl and, ten times as large, large.jsonl."""
     draw = np.random.default_rng(0)
     every = words(draw)
     sample = np.array_split(np.concatenate([zipf(draw, every, 300_000), every, every]), 3000)
@@ -45,8 +45,7 @@ def write(folder: Path, megabytes: float) -> None:
     (folder / "tokenizer").mkdir(parents=True, exist_ok=True)
     tokenizer.save(folder / "tokenizer")
     ordinary = draw.permutation(np.flatnonzero(~tokenizer.special))
-    full, long = np.full(TEXTS, LENGTH - 2), np.full(TEXTS * LENGTH // LONG, LONG - 2)
-    for name, lengths in (("full", full), ("mixed", mixed_lengths(draw, TEXTS)), ("long", long)):
+    for name, lengths in (("full", np.full(TEXTS, LENGTH - 2)), ("mixed", mixed_lengths(draw, TEXTS))):
         np.savez(folder / f"{name}.npz", ids=zipf(draw, ordinary, int(lengths.sum())), lengths=lengths)
     for name, size in (("small", megabytes), ("large", 10 * megabytes)):
         text = zipf(draw, every, int(size * 1e6 / 6.6))

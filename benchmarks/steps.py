@@ -112,8 +112,7 @@ def make(about: dict):
     optimizer = make_optimizer(objective, config)
     sources, counted = {}, {}
     for case in about["cases"]:
-        count = about["texts"] if case != "long" else max(1, about["texts"] // 4)
-        texts = read_texts(data, case.split()[0], tokenizer, count)
+        texts = read_texts(data, case.split()[0], tokenizer, about["texts"])
         form = {"documents": lambda t: t, "pairs": Halves, "clusters": lambda t, c=case: clusters(t, "shared" in c)}[objective.reads]
         sources[case] = form(texts)
     steps = dict.fromkeys(sources, 0)
