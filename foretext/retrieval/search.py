@@ -4,8 +4,7 @@ Legend: Q queries, N documents, D dimensions, R rows of a block.
 """
 
 import contextlib
-import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,10 +13,13 @@ import numpy as np
 from foretext.errors import UserError
 from foretext.files import read_json
 from foretext.progress import progress
+from foretext.retrieval.best import merge
+from foretext.retrieval.rounded import RoundedScan
 from foretext.retrieval.runs import Run, ranking
 
 BLOCK_ROWS = 32_768  # rows scored at once; below 16k the bookkeeping of a block costs more than its product
 QUERIES_TOGETHER = 64  # queries scored against a block at once: enough for matmul speed, 8 MB of scores
+MANY = 128  # queries from which on rounding the documents for them all pays
 SPARE = 16  # candidates kept beyond k, so that rounding inside the block products cannot push a true neighbour out
 
 
@@ -71,20 +73,22 @@ def open_vectors(folder: str | Path) -> Vectors:
 
 
 def search(queries: np.ndarray, vectors: np.ndarray | Sequence[np.ndarray], k: int, similarity: str = "dot",
-           block_rows: int = BLOCK_ROWS, device: str = "cpu",
-           show_progress: bool = False) -> tuple[np.ndarray, np.ndarray]:
+           block_rows: int = BLOCK_ROWS, device: str = "cpu", show_progress: bool = False,
+           rounded: bool | None = None) -> tuple[np.ndarray, np.ndarray]:
     """The k nearest documents of each query, exactly.
 
     Reads the vectors once, block by block, so that memory does not grow with them: R*D + 64*R + Q*(k + 16) numbers.
     Block products in fp32 choose k + 16 candidates, whose products are then taken again in fp64. So equal vectors have
     equal scores, and the result does not depend on block size, device or shards (unless more than 16 documents tie at
-    the last place).
+    the last place). Many queries are scanned with rounded products first (`rounded.py`) where these are fast, and again in
+    fp32 if their neighbours are not certainly among the candidates: the result is the same.
 
     Args:
         queries: float (Q, D).
         vectors: float (N, D), an array or memmap, or a list of them, numbered through.
         similarity: "dot", or "cosine" (of vectors of any length; the zero vector has cosine 0 with all).
         device: where the products run, for example "cuda".
+        rounded: scan with bf16 products first; None: at least 128 queries, many more documents than k, a CPU with matrix tiles (AMX).
 
     Returns:
         scores float32 (Q, min(k, N)), falling, and document numbers int64 of the same shape; ties by document number.
@@ -110,70 +114,46 @@ def search(queries: np.ndarray, vectors: np.ndarray | Sequence[np.ndarray], k: i
 
     if not len(queries):
         return np.empty((0, min(k, rows)), np.float32), np.empty((0, min(k, rows)), np.int64)
-    keep = min(k + SPARE, rows)
+    if rounded is None:
+        rounded = device == "cpu" and len(queries) >= MANY and rows > 100 * k and torch.cpu._is_amx_tile_supported()
     asked = torch.from_numpy(unit(queries) if similarity == "cosine" else queries).to(device)
-    states = [(torch.empty(len(part), 0, device=device), torch.empty(len(part), 0, dtype=torch.int64, device=device))
-              for part in asked.split(QUERIES_TOGETHER)]
     with _full_precision(), torch.inference_mode(), progress("searching", rows if show_progress else 0) as advance:
-        for start, block in blocks(shards, block_rows):
-            block = torch.from_numpy(unit(block) if similarity == "cosine" else block).to(device)
-            for i, part in enumerate(asked.split(QUERIES_TOGETHER)):
-                states[i] = _merge(*states[i], part @ block.T, start, keep)
-            if show_progress:
-                advance(len(block))
-        candidates = torch.cat([indices for _, indices in states]).cpu().numpy()
+
+        def read() -> Iterator[tuple[int, torch.Tensor]]:
+            for start, block in blocks(shards, block_rows):
+                yield start, torch.from_numpy(unit(block) if similarity == "cosine" else block).to(device)
+                if show_progress:
+                    advance(len(block))
+
+        scan = _rounded_scan if rounded and 2 * k + 32 < rows else _scan
+        candidates = scan(asked, read, min(k + SPARE, rows), k)
     return rescored(queries, shards, candidates, k, similarity)
 
 
-def _merge(best, numbers, scores, start: int, keep: int):
-    """The `keep` best of (best, numbers) (Q, <= keep) and a block's scores (Q, R) whose first row has number `start`.
-
-    Nearly all of a block falls short of the scores already found, so only rows that beat the last of them are looked
-    at: sorting what is left costs far less than `topk` over the block. Rows come in ascending order and the sort is
-    stable, so of equal scores the lower number stays.
-    """
+def _scan(asked, read: Callable, keep: int, k: int) -> np.ndarray:
+    """Numbers of the `keep` best documents of each query by fp32 products."""
     import torch
 
-    if not torch.isfinite(scores[0]).all():  # any vector that is not finite shows in any query's products
-        row = int((~torch.isfinite(scores[0])).nonzero()[0, 0]) + start
-        raise UserError(f"the vector of document number {row} is not finite (nan or inf), or its product overflows")
-    above = _compared(operator.gt, scores, best[:, -1:]) if best.shape[1] == keep else None
-    flat = _true_places(above) if above is not None else None  # by query, then by row
-    if flat is None or (scores.shape[1] > keep and len(flat) > 4 * keep * len(scores)):  # the first block, or one far better
-        least = scores.topk(min(keep, scores.shape[1]), dim=1, sorted=False).values.amin(dim=1, keepdim=True)
-        beats = _compared(operator.ge, scores, least)
-        flat = _true_places(beats if above is None else beats & above)
-    if not len(flat):
-        return best, numbers
-    query = flat // scores.shape[1]
-    row = flat - query * scores.shape[1]
-    counts = torch.bincount(query, minlength=len(scores))
-    width = int(counts.max())
-    place = torch.arange(len(flat), device=scores.device) - (counts.cumsum(0) - counts)[query]
-    new = scores.new_full((len(scores), width), -torch.inf)
-    new[query, place] = scores[query, row]
-    new_numbers = numbers.new_full((len(scores), width), -1)
-    new_numbers[query, place] = row + start
-    best, order = torch.cat([best, new], dim=1).sort(dim=1, descending=True, stable=True)
-    return best[:, :keep], torch.cat([numbers, new_numbers], dim=1).gather(1, order[:, :keep])
+    parts = asked.split(QUERIES_TOGETHER)
+    states = [(asked.new_empty(len(part), 0), torch.empty(len(part), 0, dtype=torch.int64, device=asked.device)) for part in parts]
+    for start, block in read():
+        states = [merge(*state, part @ block.T, start, keep) for state, part in zip(states, parts)]
+    return torch.cat([numbers for _, numbers in states]).cpu().numpy()
 
 
-def _compared(holds, scores, limits):
-    """Where a score (Q, R) holds against its query's limit (Q, 1)."""
-    import torch
-
-    if scores.device.type == "cpu":
-        return torch.from_numpy(holds(scores.numpy(), limits.numpy()))  # six times as fast as torch's comparison on the CPU
-    return holds(scores, limits)
-
-
-def _true_places(mask):
-    """Flat indices of the true places of a bool tensor, ascending."""
-    import torch
-
-    if mask.device.type == "cpu":
-        return torch.from_numpy(np.flatnonzero(mask.numpy()))  # four times as fast as torch's nonzero on the CPU
-    return mask.flatten().nonzero().flatten()
+def _rounded_scan(asked, read: Callable, keep: int, k: int) -> np.ndarray:
+    """Candidates by bf16 products; of queries that these cannot be certain about, by fp32 products."""
+    scan = RoundedScan(asked, k)
+    for start, block in read():
+        scan.add(block, start)
+        if start == 0 and scan.candidates()[1].float().mean() < 0.75:  # vectors too much alike
+            return _scan(asked, read, keep, k)
+    numbers, certain = (found.numpy() for found in scan.candidates())
+    if not certain.all():
+        numbers = numbers.copy()
+        numbers[~certain] = -1
+        numbers[~certain, :keep] = _scan(asked[~certain], read, keep, k)
+    return numbers
 
 
 def rescored(queries: np.ndarray, shards: list[np.ndarray], candidates: np.ndarray, k: int,

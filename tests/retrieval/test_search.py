@@ -89,13 +89,49 @@ def test_full_precision_also_where_training_allowed_less(data):
     try:
         torch.set_float32_matmul_precision("medium")
         seen = []
-        original = module._merge
-        module._merge = lambda *args: (seen.append(torch.get_float32_matmul_precision()), original(*args))[1]
+        original = module.merge
+        module.merge = lambda *args: (seen.append(torch.get_float32_matmul_precision()), original(*args))[1]
         search(queries, vectors, 5)
         assert seen and set(seen) == {"highest"} and torch.get_float32_matmul_precision() == "medium"
     finally:
-        module._merge = original
+        module.merge = original
         torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("similarity", ["dot", "cosine"])
+@pytest.mark.parametrize("scale, shift", [(1, 0), (1, 3), (1e-3, 0.01), (100, 0)])
+def test_rounded_products_find_the_same(data, monkeypatch, similarity, scale, shift):
+    """Copies tie; a shift makes vectors so much alike that rounding hides who is nearer: then fp32 decides."""
+    monkeypatch.setattr("foretext.retrieval.rounded.ROWS", 300)
+    queries, vectors = (scale * part + np.float32(scale * shift) for part in data)
+    vectors = np.concatenate([vectors, vectors[:700]])
+    for k in (1, 10, 60):
+        expected_scores, expected = by_sorting(queries, vectors, k, similarity == "cosine")
+        for block_rows in (1000, 32_768):
+            scores, indices = search(queries, vectors, k, similarity, block_rows=block_rows, rounded=True)
+            np.testing.assert_array_equal(indices, expected)
+            np.testing.assert_array_equal(scores, expected_scores)
+
+
+def test_rounded_products_are_certain_of_most_and_leave_the_rest_to_fp32(data, monkeypatch):
+    queries, vectors = data[0], data[1].copy()
+    vectors[2000:2300] = queries[3] + np.linspace(0, 1e-3, 300, dtype=np.float32)[:, None]  # 300 that bf16 cannot tell apart
+    scanned, scan = [], module._scan
+    monkeypatch.setattr(module, "_scan", lambda asked, *rest: (scanned.append(len(asked)), scan(asked, *rest))[1])
+    scores, indices = search(queries, vectors, 10, block_rows=1000, rounded=True)
+    assert len(scanned) == 1 and 1 <= scanned[0] < len(queries) // 2
+    np.testing.assert_array_equal(indices, search(queries, vectors, 10, rounded=False)[1])
+
+
+def test_rounded_products_of_little_or_worthless_vectors(data):
+    queries, vectors = data
+    far = -np.abs(vectors)  # no product is positive
+    for some, k in ((far, 5), (vectors[:30], 10), (vectors[:30], 40), (np.ones((500, 24), np.float32), 5)):
+        np.testing.assert_array_equal(search(np.abs(queries), some, k, rounded=True)[1], search(np.abs(queries), some, k, rounded=False)[1])
+    vectors = vectors.copy()
+    vectors[1234, 5] = np.nan
+    with pytest.raises(UserError, match="document number 1234 is not finite"):
+        search(queries, vectors, 10, rounded=True)
 
 
 def test_zero_vectors_have_cosine_zero():
