@@ -4,7 +4,8 @@
 
 `foretext bf16` chooses candidates by rounded products and scores them exactly, as search does by itself for at least 128 queries on a
 processor with matrix tiles. `same`: the share of documents that the fp32 scan finds too (recall, its documents being the true ones).
-`faiss beside torch` is the same index in a process that has also imported torch: two OpenMP runtimes share its cores there.
+`faiss beside torch` is the same index in a process where torch has just multiplied, as it does to encode the queries: two OpenMP
+runtimes share its cores there.
 Peers take turns, round by round; the first round warms up. With one thread the processor's time counts, so that other work on the
 machine disturbs less; with more, the clock on the wall. Adding vectors to the index of faiss is not counted; foretext needs none.
 """
@@ -26,13 +27,14 @@ PEERS = ("foretext fp32", "foretext bf16", "faiss", "faiss beside torch")
 def serve(peer: str, folder: Path, k: int, threads: int) -> None:
     """A peer: prepares, then searches once for every line it is sent."""
     clock = time.process_time if threads == 1 else time.perf_counter
+    before = lambda: None  # noqa: E731
     vectors, queries = np.load(folder / "vectors.npy"), np.load(folder / "queries.npy")
     if peer.startswith("faiss"):
         if "torch" in peer:
             import torch
 
             torch.set_num_threads(threads)
-            torch.ones(256, 256) @ torch.ones(256, 256)
+            before = lambda: torch.ones(1024, 1024) @ torch.ones(1024, 1024)  # noqa: E731
         import faiss
 
         faiss.omp_set_num_threads(threads)
@@ -47,6 +49,7 @@ def serve(peer: str, folder: Path, k: int, threads: int) -> None:
         torch.set_num_threads(threads)
         search = lambda: nearest(queries, vectors, k, rounded="bf16" in peer)  # noqa: E731
     for _ in sys.stdin:
+        before()
         began = clock()
         _, found = search()
         spent = clock() - began

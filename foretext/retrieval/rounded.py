@@ -38,12 +38,12 @@ class RoundedScan:
                 part.add(piece, start + first, self.longest)
 
     def candidates(self):
-        """Document numbers (Q, 2 k + 32), and for each query whether its k nearest are certainly among them."""
+        """Document numbers (Q, 2 k + 32), -1 for none, and for each query whether its k nearest are certainly among them."""
         import torch
 
         for part in self.parts:
             part.merge(self.longest)
-        return torch.cat([part.numbers for part in self.parts]), torch.cat([part.certain(self.longest) for part in self.parts])
+        return torch.cat([part.near(self.longest) for part in self.parts]), torch.cat([part.certain(self.longest) for part in self.parts])
 
 
 class _Part:
@@ -87,6 +87,10 @@ class _Part:
                                            torch.cat(scores)[torch.from_numpy(order)], self.wide)
             self.waiting = []
             self._raise_limits(longest)
+
+    def near(self, longest: float):
+        """(Q, 2 k + 32) numbers of the candidates that may be among the k nearest, -1 in place of the others."""
+        return self.numbers.masked_fill(self.best < self._least(longest)[:, None], -1)
 
     def certain(self, longest: float):
         """(Q,) bool: nothing below the last candidate can be among the k nearest."""

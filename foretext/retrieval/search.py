@@ -19,7 +19,8 @@ from foretext.retrieval.runs import Run, ranking
 
 BLOCK_ROWS = 32_768  # rows scored at once; below 16k the bookkeeping of a block costs more than its product
 QUERIES_TOGETHER = 64  # queries scored against a block at once: enough for matmul speed, 8 MB of scores
-MANY = 128  # queries from which on rounding the documents for them all pays
+MANY = 128  # queries from which on rounding the documents for them all pays,
+ROWS_PER_PLACE = 1000  # if there are as many documents for each of the k asked for: below, candidates take longer than products
 SPARE = 16  # candidates kept beyond k, so that rounding inside the block products cannot push a true neighbour out
 
 
@@ -88,7 +89,7 @@ def search(queries: np.ndarray, vectors: np.ndarray | Sequence[np.ndarray], k: i
         vectors: float (N, D), an array or memmap, or a list of them, numbered through.
         similarity: "dot", or "cosine" (of vectors of any length; the zero vector has cosine 0 with all).
         device: where the products run, for example "cuda".
-        rounded: scan with bf16 products first; None: at least 128 queries, many more documents than k, a CPU with matrix tiles (AMX).
+        rounded: scan with bf16 products first; None: at least 128 queries, 1,000 k documents, a CPU with matrix tiles (AMX).
 
     Returns:
         scores float32 (Q, min(k, N)), falling, and document numbers int64 of the same shape; ties by document number.
@@ -115,7 +116,7 @@ def search(queries: np.ndarray, vectors: np.ndarray | Sequence[np.ndarray], k: i
     if not len(queries):
         return np.empty((0, min(k, rows)), np.float32), np.empty((0, min(k, rows)), np.int64)
     if rounded is None:
-        rounded = device == "cpu" and len(queries) >= MANY and rows > 100 * k and torch.cpu._is_amx_tile_supported()
+        rounded = device == "cpu" and len(queries) >= MANY and rows > ROWS_PER_PLACE * k and torch.cpu._is_amx_tile_supported()
     asked = torch.from_numpy(unit(queries) if similarity == "cosine" else queries).to(device)
     with _full_precision(), torch.inference_mode(), progress("searching", rows if show_progress else 0) as advance:
 
