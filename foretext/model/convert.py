@@ -8,6 +8,7 @@ It presents the face of `model.encoder.Encoder` (config, compute_dtype, words, f
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
@@ -33,6 +34,7 @@ class ConvertConfig(BaseModel):
     relative: Literal["scalar_bias", "shaw_key", "none"] = Field(
         "scalar_bias", description="what attention knows of offsets: a number for each; a key vector for each (arXiv 1803.02155); nothing")
     norm_eps: float = 1e-6
+    dropout: float = Field(0.0, ge=0, lt=1, description="of token vectors before the first block; the paper's 0 is for 700 million pairs")
 
     @property
     def layers(self) -> int:
@@ -95,7 +97,9 @@ class ConvertEncoder(nn.Module):
         self.words = nn.Embedding(config.vocab_size, config.width)
         self.positions = nn.ModuleList(nn.Embedding(period, config.width) for period in PERIODS)
         self.blocks = nn.ModuleList(ConvertBlock(config, window) for window in config.windows)
-        for table in (self.words, *self.positions):
+        # Words of length about 1, positions shorter: a new network tells texts apart by their words, also by those it hardly ever saw.
+        nn.init.normal_(self.words.weight, std=config.width**-0.5)
+        for table in self.positions:
             nn.init.normal_(table.weight, std=0.02)
 
     def forward(self, tokens: Tokens, rows: Tensor | None = None) -> Tensor:
@@ -106,8 +110,8 @@ class ConvertEncoder(nn.Module):
         return x if rows is None else x.index_select(0, rows)
 
     def embed(self, tokens: Tokens) -> Tensor:
-        """(T, D): word row + one row of each position table; no norm."""
+        """(T, D): word row + one row of each position table; no norm; dropout."""
         x = self.words(tokens.ids)
         for table, period in zip(self.positions, PERIODS):
             x = x + table(tokens.positions % period)
-        return x.to(self.compute_dtype)
+        return F.dropout(x.to(self.compute_dtype), self.config.dropout, self.training)

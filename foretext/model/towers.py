@@ -72,6 +72,9 @@ class Towers(nn.Module):
             self.second_reduction = Reduction(config.reduction, width, config.reduction_scale)
         self.dimension = self.reduction.width if config.output == "identity" else config.dimension or width
         self.outputs = nn.ModuleDict({side: self._output() for side in config.sides})
+        first, *others = self.outputs.values()
+        for output in others:  # the sides start alike, so that equal words are near each other before anything is learnt
+            output.load_state_dict(first.state_dict())
 
     @property
     def stock(self) -> bool:
