@@ -143,10 +143,10 @@ def start_encoder(choice: EncoderChoice, tokenizer: Tokenizer, longest: int):
     """(encoder, its token head or None, other heads or None, notes): fresh from a preset, or with the weights of a folder."""
     dropout = {"dropout": choice.dropout, "attention_dropout": choice.attention_dropout}
     if choice.start in CONVERT:
-        if any(dropout.values()):
-            raise UserError(f"encoder.dropout: {choice.start} has none inside (its paper trains without); set objective.dropout instead")
+        if choice.attention_dropout:
+            raise UserError(f"encoder.attention_dropout: {choice.start} has none; set encoder.dropout (of its token vectors) instead")
         length = {"max_len": choice.max_len} if choice.max_len else {}
-        return network(choice, tokenizer, **length), None, None, []
+        return network(choice, tokenizer, dropout=choice.dropout, **length), None, None, []
     if is_preset(choice.start):
         family, _, size = choice.start.rpartition("-")
         if family == "mpnet" and tokenizer.pad_id != 1:  # said now, not by the export after days of training
@@ -171,9 +171,12 @@ def start_towers(choice: EncoderChoice, folder: Path, tokenizer: Tokenizer):
         raise UserError(f"{choice.start} has another tokenizer than the store: prepare the corpus again with --tokenizer {choice.start}")
     towers, others = load_towers(folder), read_heads(folder)
     tensors = {f"towers.{name}": tensor for name, tensor in towers.state_dict().items()} | dict(others.tensors if others else {})
-    if choice.max_len:
-        towers.encoder.config = towers.encoder.config.model_copy(update={"max_len": choice.max_len})
-    return towers.encoder, None, Heads(TOWERS, {}, tensors), []
+    config = towers.encoder.config
+    changes = {name: value for name, value in choice.model_dump().items()
+               if name in ("max_len", "dropout", "attention_dropout") and name in type(config).model_fields and value is not None}
+    encoder = new_encoder(config.model_copy(update=changes))
+    encoder.load_state_dict(towers.encoder.state_dict())
+    return encoder, None, Heads(TOWERS, {}, tensors), []
 
 
 def network(choice: EncoderChoice, tokenizer: Tokenizer, **changes: Any):
