@@ -58,8 +58,7 @@ def check(model: type[Model], values: dict[str, Any], where: str | None = None) 
     try:
         return model(**values)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError((f"{where}: " if where else "") + sentence(model, first)) from None
+        raise UserError((f"{where}: " if where else "") + sentence(model, joined(model, error.errors()))) from None
 
 
 def read_yaml(file: str | Path) -> dict[str, Any]:
@@ -88,6 +87,18 @@ def put(values: dict[str, Any], key: str, value: Any) -> None:
     values[last] = value
 
 
+def joined(model: type[BaseModel], problems: list[dict[str, Any]]) -> dict[str, Any]:
+    """The first of pydantic's complaints; where each member of a union has one (a number, or `auto`), all of them about its value."""
+    *place, member = problems[0]["loc"] or ("",)
+    fields = section(model, place[:-1]).model_fields
+    field = fields.get(place[-1]) if place else None
+    if field is None or isinstance(member, int) or submodel(field):
+        return problems[0]
+    messages = [problem["msg"] for problem in problems if problem["loc"][:-1] == tuple(place)]
+    later = [message[0].lower() + message[1:] for message in messages[1:]]
+    return problems[0] | {"loc": tuple(place), "msg": ", or ".join([messages[0], *later])}
+
+
 def sentence(model: type[BaseModel], problem: dict[str, Any]) -> str:
     """One of pydantic's complaints as a sentence."""
     place = [str(part) for part in problem["loc"]]
@@ -98,7 +109,9 @@ def sentence(model: type[BaseModel], problem: dict[str, Any]) -> str:
         hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
         return f"{key}: no such setting; {hint}"
     if problem["type"] == "missing":
-        return f"{key}: missing, and it has no default"
+        field = section(model, place[:-1]).model_fields.get(place[-1])
+        about = f" ({field.description})" if field and field.description else ""
+        return f"{key}{about}: missing, and it has no default"
     message = problem["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     found = "" if problem["type"] == "value_error" else f", found {problem['input']!r}"

@@ -66,7 +66,10 @@ def plan(
 
     file, given = (what, {}) if what.endswith((".yaml", ".yml")) else (None, {"objective.name": what})
     given |= {"store": store, "output": None if file else "unused", "encoder.start": encoder, "training.steps": steps}
-    show([*run(settings(file, given, sets), gpu, gpus, seconds), "", "next: foretext pretrain with the same settings, and -o RUN"])
+    flags = {"-d": store, "--encoder": encoder, "--steps": steps}
+    same = [what, *(f"{flag} {value}" for flag, value in flags.items() if value is not None), *(f"--set {text}" for text in sets)]
+    same += ["-o RUN"] * (file is None)
+    show([*run(settings(file, given, sets), gpu, gpus, seconds), "", f"next: foretext pretrain {' '.join(same)}"])
 
 
 @app.command()

@@ -25,6 +25,7 @@ GPUS = {  # dense bf16 FLOP/s and memory by the makers' data sheets
     "h100": (989e12, 80), "h200": (989e12, 141), "b200": (2250e12, 180),
 }  # fmt: skip
 UTILISATION = 0.4  # of a GPU's peak: what well-made trainers of this size reach
+SHORTEST_STEP = 0.02  # seconds: about what launching the some thousand kernels of a step takes
 BYTES_TRAINED = 16  # per parameter: fp32 weight, gradient and the two moments of AdamW
 BYTES_SAVED = 12  # per parameter of a checkpoint: the same without the gradient
 
@@ -51,6 +52,7 @@ def plan(config: PretrainConfig, gpu: str = "h100", gpus: int = 1, seconds: floa
     Returns:
         lines for a person; nothing is written.
     """
+    gpu = gpu.lower()
     if gpu not in GPUS:
         raise UserError(f"--gpu {gpu}: its peak is not known here; choose one of {', '.join(GPUS)}")
     store, world = Store.open(config.store), World.join()
@@ -65,6 +67,10 @@ def plan(config: PretrainConfig, gpu: str = "h100", gpus: int = 1, seconds: floa
     encoder = sum(parameter.numel() for parameter in objective.encoder.parameters())
     peak, room = GPUS[gpu]
     there = found.flops_per_token * tokens / (peak * UTILISATION * gpus)
+    launched = steps * SHORTEST_STEP
+    reached = f"at best, if {UTILISATION:.0%} of {peak / 1e12:,.0f} TFLOP/s (data sheet) is reached"
+    if there < launched:
+        reached += f"; more like {duration(launched)}, as launching a step's kernels takes longer than computing it"
     state = BYTES_TRAINED * parameters
     disk = BYTES_SAVED * parameters * (config.training.keep + 1) + 4 * encoder
     return [
@@ -75,9 +81,10 @@ def plan(config: PretrainConfig, gpu: str = "h100", gpus: int = 1, seconds: floa
         f"({tokens / max(1, source.lengths.sum()):.1f} passes), {found.flops_per_token * tokens:.2e} FLOP",
         f"here:    {duration(steps * step_seconds)} at the measured {found.tokens_per_second:,.0f} tokens/s "
         f"({found.share_of_peak:.0%} of the matrix-product peak measured here; {found.loading_share:.1%} of it is loading data)",
-        f"{f'{gpus} x {gpu}:':8} {duration(there)} at best, if {UTILISATION:.0%} of {peak / 1e12:,.0f} TFLOP/s (data sheet) is reached",
+        f"{f'{gpus} x {gpu}:':8} {duration(there)} {reached}",
         f"memory:  {found.peak_bytes / 1e9:,.1f} GB at the peak here, with {found.micro_tokens:,} tokens at once; {state / 1e9:,.2f} GB of "
-        f"it for weights, gradients and moments, the rest grows with training.micro_tokens (a {gpu} has {room} GB)",
+        f"it for weights, gradients and moments, the rest grows with training.micro_tokens; of {room} GB on each {gpu}"
+        + (": too much for one, take training.parallel=fsdp" if state > room * 1e9 else ""),
         f"disk:    {disk / 1e9:,.2f} GB for {config.training.keep} checkpoints, the best one and the exported encoder",
         "assumed: steps later in the run take as long as those measured; validation and checkpoints are not counted",
     ]

@@ -51,6 +51,21 @@ def test_an_objective_that_chooses_its_examples(store):
     assert "marge on bert-tiny" in said
 
 
+def test_auto_says_how_many_tokens_at_once(store, capsys):
+    described(store, sets=["training.micro_tokens=auto"])
+    assert "training.micro_tokens: 2,048, measured" in capsys.readouterr().err  # a step has fewer
+
+
+def test_a_step_too_short_for_a_gpu_is_said(store):
+    assert "more like 20s, as launching" in described(store, sets=["training.steps=1000"], gpu="H200")["1 x h200"]
+
+
+@pytest.mark.parametrize("value", ["atuo", "0"])
+def test_wrong_micro_tokens_are_one_sentence(store, value):
+    with pytest.raises(UserError, match=rf"^training.micro_tokens: input should be .*, or input should be 'auto', found .?{value}"):
+        described(store, sets=[f"training.micro_tokens={value}"])
+
+
 def test_an_unknown_gpu_is_one_sentence(store):
     with pytest.raises(UserError, match="choose one of l4"):
         described(store, gpu="abacus")
