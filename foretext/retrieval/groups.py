@@ -6,7 +6,7 @@ One form in memory (`Groups`) for every file format of the field; `read_groups` 
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +16,7 @@ import numpy as np
 from foretext.errors import UserError
 from foretext.files import refuse_existing, whole_file
 from foretext.summary import DEFAULT_POLICY, Policy, ReadSummary
+from foretext.text.grouped import Lists
 
 Text = str | np.ndarray  # text, or its token ids without special tokens (RetroMAE's folders hold only those)
 
@@ -80,6 +81,26 @@ class Groups:
 def text_id(text: str) -> str:
     """The id of a text that came without one: `t` and the first 16 hexadecimal digits of its SHA-1."""
     return "t" + hashlib.sha1(text.encode()).hexdigest()[:16]
+
+
+def numbered(groups: Sequence[Group], passages: Mapping[str, Text], size: int, topk: int) -> tuple[list[Text], Lists, Lists]:
+    """What groups of `size` passages are drawn from, by number.
+
+    Returns:
+        the passages' texts; the positives of each group, and the first `topk` of its negatives, as numbers of these. Where all lists are
+        long enough, only listed passages are among the texts, else all, to fill groups up with.
+    """
+    negatives = [group.negatives[:topk] for group in groups]
+    short = any(len(some) < size - 1 for some in negatives)
+    listed = (entry.id for group, some in zip(groups, negatives) for entry in (*group.positives, *some))
+    names = list(passages) if short else list(dict.fromkeys(listed))
+    number = {name: i for i, name in enumerate(names)}
+
+    def lists(entries: list[list[Listed]]) -> Lists:
+        scores = [[np.nan if entry.score is None else entry.score for entry in some] for some in entries]
+        return Lists.of([[number[entry.id] for entry in some] for some in entries], scores)
+
+    return [passages[name] for name in names], lists([group.positives for group in groups]), lists(negatives)
 
 
 def _short(text: Text) -> str:

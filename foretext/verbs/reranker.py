@@ -18,13 +18,13 @@ from foretext.retrieval.collection import Collection, judged_split, read_collect
 from foretext.retrieval.embed import TextEncoder
 from foretext.retrieval.evaluate import evaluate, table
 from foretext.retrieval.group_folders import apply_scores
-from foretext.retrieval.groups import Groups, read_groups, write_groups
+from foretext.retrieval.groups import Groups, numbered, read_groups, write_groups
 from foretext.retrieval.rerank import CrossScorer, rerank
 from foretext.retrieval.runs import Run, as_run, read_run, write_columns, write_run
 from foretext.retrieval.search import search
 from foretext.summary import Policy
 from foretext.text.batches import uniform_of_documents
-from foretext.text.grouped import GroupedPairs, Lists
+from foretext.text.grouped import GroupedPairs
 from foretext.training.distributed import World
 from foretext.training.loop import Result, TrainingConfig, train
 from foretext.verbs.pretrain import EncoderChoice, load_best, model_folder, start_encoder, tokenizer_of
@@ -126,22 +126,12 @@ def split_queries(groups: Groups, share: float) -> tuple[list[int], list[int]]:
 def grouped(groups: Groups, rows: list[int], objective: Rerank, config: RerankerConfig) -> GroupedPairs:
     """Some of the groups as the loop reads them: `group_size` passages of each query, the positive first."""
     some = [groups.groups[row] for row in rows]
-    listed = [entry.id for group in some for entry in (*group.positives, *group.negatives[: config.topk])]
-    short = any(len(group.negatives) < config.group_size - 1 for group in some)
-    names = list(groups.passages) if short else list(dict.fromkeys(listed))
-    number = {name: i for i, name in enumerate(names)}
+    passages, positives, negatives = numbered(some, groups.passages, config.group_size, config.topk)
     queries: dict[str, int] = {}
     asks = np.array([queries.setdefault(group.query_id, len(queries)) for group in some], np.int64)
     texts = {group.query_id: group.query for group in some}
-
-    def lists(of: str) -> Lists:
-        entries = [getattr(group, of)[: config.topk] for group in some]
-        scores = [[np.nan if entry.score is None else entry.score for entry in one] for one in entries]
-        return Lists.of([[number[entry.id] for entry in one] for one in entries], scores)
-
-    source = GroupedPairs([texts[query] for query in queries], [groups.passages[name] for name in names], asks, lists("positives"),
-                          lists("negatives"), objective.tokenizer, config.group_size, config.topk,
-                          longest=(objective.max_len, objective.max_len))  # fmt: skip
+    source = GroupedPairs([texts[query] for query in queries], passages, asks, positives, negatives, objective.tokenizer,
+                          config.group_size, config.topk, longest=(objective.max_len, objective.max_len))
     refuse_long_queries(source, list(queries), objective)
     return source
 
@@ -160,7 +150,7 @@ def refuse_long_queries(source: GroupedPairs, names: list[str], objective: Reran
 
 
 def score_candidates(model: str, data: str, output: str, run: str | None = None, first: str = "bm25", k: int = 200, split: str = "test",
-                     with_positives: bool = False, overwrite: bool = False) -> list[str]:  # fmt: skip
+                     with_positives: bool = False, overwrite: bool = False, dtype: torch.dtype | None = None) -> list[str]:  # fmt: skip
     """Score the first `k` candidates of every judged query, or every passage of a file of groups.
 
     Writes into the folder `output`: `run.trec` (the new ranking), `scores.tsv` (`qid pid score`, a teacher's scores), and for a file
@@ -169,8 +159,9 @@ def score_candidates(model: str, data: str, output: str, run: str | None = None,
     Args:
         run: candidates; default: those that `first` (a model, or bm25) finds.
         with_positives: score the judged answers too, also where no candidate is one: distillation needs them.
+        dtype: of the computation; default: fp32 on the CPU, bf16 on a GPU.
     """
-    scorer = CrossScorer.load(model)
+    scorer = CrossScorer.load(model, dtype=dtype)
     if Path(data).is_file():
         return _score_groups(scorer, data, output, overwrite)
     collection = read_collection(data)

@@ -13,13 +13,13 @@ from foretext.model.lora import add_lora
 from foretext.objectives.contrastive import Contrastive
 from foretext.progress import console
 from foretext.retrieval.collection import judged_split, read_collection
-from foretext.retrieval.groups import Group, Groups, Listed, Text, read_groups
+from foretext.retrieval.groups import Groups, Text, numbered, read_groups
 from foretext.retrieval.metrics import score
 from foretext.retrieval.runs import as_run
 from foretext.retrieval.search import search
 from foretext.retrieval.teacher import EmbeddingTeacher, load_teacher
 from foretext.summary import Policy
-from foretext.text.grouped import GroupedPairs, Lists
+from foretext.text.grouped import GroupedPairs
 from foretext.text.randomness import permutation
 from foretext.training.distributed import World
 from foretext.training.loop import TrainingConfig, train
@@ -139,26 +139,15 @@ def grouped(groups: Groups, objective: Contrastive, config: FinetuneConfig) -> G
         raise UserError(f"{config.data}: has no negatives to learn a ranking of; name a file of negatives, or set group_size")
     if (options.distill or options.margin is not None) and not config.teacher:
         check_scores(groups, config)
-    listed = [entry.id for group in groups.groups for entry in (*group.positives, *group.negatives[: config.topk])]
-    short = any(len(group.negatives) < size - 1 for group in groups.groups)
-    names = list(groups.passages) if short else list(dict.fromkeys(listed))  # the others are read only to fill groups up
-    number = {name: i for i, name in enumerate(names)}
-    texts = [groups.passages[name] for name in names]
+    texts, positives, negatives = numbered(groups.groups, groups.passages, size, config.topk)
     queries, asks = numbered_queries(groups, objective)
-
-    def lists(of: Callable[[Group], list[Listed]]) -> Lists:
-        entries = [of(group) for group in groups.groups]
-        scores = [[np.nan if e.score is None else e.score for e in some] for some in entries]
-        return Lists.of([[number[e.id] for e in some] for some in entries], scores)
-
     teacher = None
     if config.teacher and (options.distill or options.margin is not None):
         if not all(isinstance(text, str) for text in (queries[0], texts[0])):
             raise UserError(f"{config.data}: holds token ids, which a teacher cannot read; give it a file of scores")
         teacher = load_teacher(model_folder(config.teacher), queries, texts)
     guide = teacher.vectors if isinstance(teacher, EmbeddingTeacher) and options.margin is not None else None
-    return GroupedPairs(queries, texts, asks, lists(lambda group: group.positives), lists(lambda group: group.negatives[: config.topk]),
-                        tokenizer, size, config.topk, teacher if size > 1 else None, guide,
+    return GroupedPairs(queries, texts, asks, positives, negatives, tokenizer, size, config.topk, teacher if size > 1 else None, guide,
                         longest=(options.query_max_len or objective.max_len, objective.max_len))
 
 

@@ -1,6 +1,9 @@
 """`foretext finetune retriever` as a person uses it: what it leaves behind, when it stops, whom it learns from."""
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -175,3 +178,40 @@ def test_resume_with_towers_adapters_and_validation_ends_with_the_same_bits(plac
 def test_settings_without_effect_are_refused(place, tmp_path, options, said):
     with pytest.raises(UserError, match=said):
         run(place, tmp_path / "run", **options)
+
+
+def test_a_live_cross_encoder_teaches_what_its_scores_in_a_file_teach(place, tmp_path):
+    from foretext.verbs.reranker import RerankerConfig, score_candidates
+    from foretext.verbs.reranker import finetune as finetune_reranker
+
+    finetune_reranker(check(RerankerConfig, {
+        "data": str(place), "negatives": str(place / "negatives.tsv"), "output": str(tmp_path / "teacher"), "group_size": 3,
+        "tokenizer": str(place / "tokenizer"), "encoder": {"start": "bert-tiny", "max_len": 64}, "training": TRAINING}))
+    groups = write_groups(tmp_path / "groups.jsonl", read_groups(place, place / "negatives.tsv"))
+    score_candidates(str(tmp_path / "teacher"), str(groups), str(tmp_path / "scored"))
+    ways = {"live": {"teacher": str(tmp_path / "teacher")}, "file": {"scores": str(tmp_path / "scored" / "scores.tsv")}}
+    for name, options in ways.items():
+        run(place, tmp_path / name, objective={"distill": "kl"}, training={"log_every": 1}, **options)
+    live, file = (metrics(tmp_path / name, "distill") for name in ways)
+    assert len(live) == TRAINING["steps"] and min(live) > 0
+    np.testing.assert_allclose(live, file, rtol=1e-4)
+
+
+def test_two_processes_stop_at_the_same_step_and_keep_the_best_checkpoint(place, tmp_path):
+    """The first one searches, and both hear what it found: were they of two minds, one would wait for the other's gradient."""
+    output = tmp_path / "run"
+    (tmp_path / "run.yaml").write_text(json.dumps({
+        "data": str(place), "output": str(output), "tokenizer": str(place / "tokenizer"), "negatives": str(place / "negatives.tsv"),
+        "group_size": 3, "encoder": {"start": "bert-tiny", "max_len": 64}, "valid_split": "dev", "valid_measure": "MRR@10",
+        "training": TRAINING | {"steps": 40, "valid_every": 1, "patience": 3, "optim": {"lr": 0.5, "warmup": 0.0}}}))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "foretext.cli", "finetune",
+               "retriever", str(tmp_path / "run.yaml")]
+    ended = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    found = metrics(output, "valid_MRR@10")
+    best = int(np.argmax(found)) + 1
+    assert len(found) == best + 3 < 40
+    assert {path.name for path in (output / "checkpoints").iterdir()} >= {f"step-{best}", f"step-{best + 3}"}
+    weights = load_file(output / "checkpoints" / f"step-{best}" / "objective.safetensors")
+    exported = TextEncoder.load(output / "export").encoder.state_dict()
+    assert all(torch.equal(weights[f"encoder.{name}"], value) for name, value in exported.items())
