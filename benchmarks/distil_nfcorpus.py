@@ -1,16 +1,19 @@
 """Does a small retriever learn from a cross-encoder? nfcorpus: the retriever, its teacher, and the retriever distilled from it.
 
-    python benchmarks/distil_nfcorpus.py NFCORPUS-FOLDER RETRIEVER TEACHER-START -o runs/distil
+    python benchmarks/distil_nfcorpus.py NFCORPUS-FOLDER TEACHER-START -o runs/distil [--retriever FOLDER]
 
-RETRIEVER is the small retriever's folder; TEACHER-START what the cross-encoder starts from (all-MiniLM-L6-v2). Train queries alone teach:
-negatives are mined by BM25 and the retriever, the cross-encoder trains on them and scores them, and the retriever goes on from its own
-weights with the KL divergence to those scores. To tell what the teacher adds, the same training without it is shown too. Each step is
-recognised when it is there, so that the same command goes on.
+The small retriever is pre-trained on crops of the collection's own documents, unless --retriever names one; TEACHER-START is what the
+cross-encoder starts from (all-MiniLM-L6-v2). Train queries alone teach: negatives are mined by BM25 and the retriever, the cross-encoder
+trains on them and scores them, and the retriever goes on from its own weights with the KL divergence to those scores. To tell what the
+teacher adds, the same training without it is shown too; to tell whether it can add anything, what it makes of the retriever's own first
+documents. Each step is recognised when it is there, so that the same command goes on.
 """
 
 import argparse
 from dataclasses import replace
 from pathlib import Path
+
+import torch
 
 from foretext.config import check
 from foretext.retrieval.collection import read_collection
@@ -19,8 +22,10 @@ from foretext.retrieval.evaluate import Evaluation, evaluate, table
 from foretext.retrieval.groups import Groups, write_groups
 from foretext.retrieval.mine import MineConfig
 from foretext.retrieval.runs import read_run
+from foretext.text.prepare import prepare
+from foretext.training.loop import has_bf16
 from foretext.verbs.mine import mine_from
-from foretext.verbs.pretrain import model_folder
+from foretext.verbs.pretrain import PretrainConfig, model_folder, pretrain
 from foretext.verbs.reranker import RerankerConfig, score_candidates
 from foretext.verbs.reranker import finetune as train_reranker
 from foretext.verbs.retriever import FinetuneConfig
@@ -30,50 +35,68 @@ from foretext.verbs.retriever import finetune as train_retriever
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path)
-    parser.add_argument("retriever")
     parser.add_argument("teacher")
+    parser.add_argument("--retriever", help="a small retriever that exists, instead of pre-training one")
+    parser.add_argument("--pretrain-steps", type=int, default=300)
     parser.add_argument("-o", "--output", type=Path, default=Path("runs/distil"))
     parser.add_argument("--negatives", type=int, default=8, help="mined per query by each of the two")
-    parser.add_argument("--teacher-steps", type=int, default=300)
+    parser.add_argument("--teacher-steps", type=int, default=150)
+    parser.add_argument("--teacher-lr", type=float, default=2e-4)
+    parser.add_argument("--teacher-group", type=int, default=8, help="passages of a query that the teacher learns from")
     parser.add_argument("--steps", type=int, default=300, help="of each training of the retriever")
     parser.add_argument("--max-len", type=int, default=144, help="tokens of a pair, and of a passage")
     parser.add_argument("--queries", type=int, default=600, help="train queries used: all, with 43 judged documents each, are many")
     parser.add_argument("--positives", type=int, default=3, help="answers kept per query")
     parser.add_argument("--temperature", type=float, default=0.05, help="of the student")
-    parser.add_argument("--reranked", type=int, default=0, help="candidates per test query that the teacher ranks, to see how good it is")
+    parser.add_argument("--reranked", type=int, default=20, help="candidates per test query that the teacher ranks, to see how good it is")
     options = parser.parse_args()
     data, place, collection = str(options.data), options.output, read_collection(options.data)
 
+    retriever = options.retriever or str(pretrained(data, options))
+    evaluations = [scored("retriever", retriever, place / "before", collection)]
     mined = place / "mined.jsonl"
     if not mined.is_file():
         config = MineConfig(rank_to=100, negatives=options.negatives, choose="sample")
-        groups, lines = mine_from([options.retriever, "bm25"], data, config)
+        groups, lines = mine_from([retriever, "bm25"], data, config)
         print("\n".join(lines))
         write_groups(mined, smaller(groups, options.queries, options.positives))
-    training = {"steps": options.teacher_steps, "batch_size": 8, "optim": {"lr": 5e-5}}
+    training = {"steps": options.teacher_steps, "batch_size": 8, "optim": {"lr": options.teacher_lr}}
     train_reranker(check(RerankerConfig, {
-        "data": str(mined), "output": str(place / "teacher"), "group_size": 8, "objective": {"max_len": options.max_len},
-        "encoder": {"start": options.teacher}, "training": training}))  # fmt: skip
+        "data": str(mined), "output": str(place / "teacher"), "group_size": options.teacher_group,
+        "objective": {"max_len": options.max_len}, "encoder": {"start": options.teacher}, "training": training}))  # fmt: skip
+    dtype = torch.bfloat16 if has_bf16(torch.device("cpu")) else None
+    if not (place / "reranked").is_dir():
+        first = str(place / "before" / "run.trec")
+        score_candidates(str(place / "teacher"), data, str(place / "reranked"), run=first, k=options.reranked, dtype=dtype)
+    again = evaluate(read_run(place / "reranked" / "run.trec")[0], collection, name=f"its first {options.reranked} by the teacher")
+    print("\n".join(table([*evaluations, again], against=0)))
     if not (place / "scored").is_dir():
-        print("\n".join(score_candidates(str(place / "teacher"), str(mined), str(place / "scored"))))
+        print("\n".join(score_candidates(str(place / "teacher"), str(mined), str(place / "scored"), dtype=dtype)))
     distilled = {"distill": "kl", "contrastive_weight": 0.1}
     names = {"hard negatives alone": {}, "distilled": distilled}
-    evaluations = [scored("retriever", options.retriever, place / "before", collection)]
     for name, objective in names.items():
         run = place / name.replace(" ", "-")
         objective = {"max_len": options.max_len, "temperature": options.temperature} | objective
         training = {"steps": options.steps, "batch_size": 16, "optim": {"lr": 1e-4}}
         train_retriever(check(FinetuneConfig, {
             "data": str(place / "scored" / "groups.jsonl"), "output": str(run), "group_size": 8, "objective": objective,
-            "encoder": {"start": options.retriever}, "training": training}))  # fmt: skip
+            "encoder": {"start": retriever}, "training": training}))  # fmt: skip
         evaluations.append(scored(name, str(run), run / "scores", collection))
-    if options.reranked:
-        first = place / "before" / "run.trec"
-        score_candidates(str(place / "teacher"), data, str(place / "reranked"), run=str(first), k=options.reranked, overwrite=True)
-        again = read_run(place / "reranked" / "run.trec")[0]
-        evaluations.append(evaluate(again, collection, "test", name=f"retriever, {options.reranked} reranked"))
     print("\n" + "\n".join(table(evaluations, against=0)))
     print("\n".join(table(evaluations[1:3], against=0)))
+
+
+def pretrained(data: str, options: argparse.Namespace) -> Path:
+    """A run folder: bert-tiny, which learned to tell crops of the documents from each other."""
+    store, run = options.output / "store", options.output / "retriever"
+    if not (store / "manifest.json").is_file():
+        prepare([str(Path(data) / "corpus.jsonl")], store, vocab_size=8192, max_tokens=options.max_len - 2)
+    if not (run / "export").is_dir():
+        pretrain(check(PretrainConfig, {
+            "store": str(store), "output": str(run), "encoder": {"start": "bert-tiny", "max_len": options.max_len},
+            "objective": {"name": "contrastive", "temperature": options.temperature},
+            "training": {"steps": options.pretrain_steps, "batch_size": 256, "optim": {"lr": 2e-3}}}))  # fmt: skip
+    return run
 
 
 def smaller(groups: Groups, queries: int, positives: int) -> Groups:
