@@ -49,6 +49,7 @@ class ConversationBatch(Batch):
     numbers: Tensor  # (b,) of the responses' texts
     earlier: Tokens | None  # the turns before, of those that have any
     earlier_places: Tensor  # (k,)
+    earlier_rows: Tensor  # (k,) which of the b they belong to
     with_earlier: Tensor  # (b,) bool
     reads_earlier: bool  # whether earlier turns are read at all: then also where nobody in this batch has any
 
@@ -103,26 +104,27 @@ class ConveRT(Objective):
         reads_earlier = examples.earlier is not None and self.config.turns > 0
         with_earlier = examples.earlier.lengths > 0 if reads_earlier else torch.zeros(len(examples.contexts), dtype=torch.bool)
         earlier, earlier_places = None, torch.zeros(0, dtype=torch.int64)
-        if with_earlier.any():
-            earlier, earlier_places = flat_longest_first(self.framed(examples.earlier.select(with_earlier.nonzero().squeeze(1))))
+        earlier_rows = with_earlier.nonzero().squeeze(1)
+        if len(earlier_rows):
+            earlier, earlier_places = flat_longest_first(self.framed(examples.earlier.select(earlier_rows)))
         counts = {"context": len(examples.contexts)}
         if reads_earlier:
-            counts |= {"earlier": int(with_earlier.sum()), "both": int(with_earlier.sum())}
+            counts |= {"earlier": len(earlier_rows), "both": len(earlier_rows)}
         tokens = len(contexts.ids) + len(responses.ids) + (len(earlier.ids) if earlier else 0)
         return ConversationBatch(counts, tokens, examples.responses.documents, contexts, responses, context_places, response_places,
-                                 examples.responses.documents, earlier, earlier_places, with_earlier, reads_earlier)
+                                 examples.responses.documents, earlier, earlier_places, earlier_rows, with_earlier, reads_earlier)
 
     def forward(self, batch: ConversationBatch) -> Step:
         texts, joined = [("query", batch.contexts)], None
         if batch.earlier is not None:
             texts.append(("earlier", batch.earlier))
-            joined = (batch.context_places[batch.with_earlier], batch.earlier_places)
+            joined = (batch.context_places[batch.earlier_rows], batch.earlier_places)
         made = self.towers([*texts, ("document", batch.responses)], joined)
         scale = self.scale()  # goes with the vectors, so that its gradient comes back with theirs however the step is split
         vectors = {"context": made[0][batch.context_places] * scale,
                    "response": made[len(texts)][batch.response_places]}
         if batch.reads_earlier:
-            rows = batch.with_earlier.nonzero().squeeze(1)
+            rows = batch.earlier_rows
             none = torch.zeros_like(vectors["context"])
             vectors["earlier"] = none if joined is None else none.index_copy(0, rows, made[1][batch.earlier_places] * scale)
             vectors["both"] = none if joined is None else none.index_copy(0, rows, made[-1] * scale)

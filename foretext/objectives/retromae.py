@@ -203,10 +203,9 @@ class DupMAE(RetroMAE):
     @torch.no_grad()
     def bags(self, batch: RetroBatch, shape: tuple[int, int]) -> Tensor:
         """The weight of every vocabulary entry in every text's bag (B, V): 1/T if it occurs in its T words, or its count / T."""
-        ordinary = (batch.words.token >= 0).nonzero().squeeze(1)  # special tokens belong to no word
-        where = (batch.clean.layout.sequence[ordinary], batch.clean.ids[ordinary])
-        ones = torch.ones(len(ordinary), device=ordinary.device)
-        counts = torch.zeros(shape, device=ordinary.device).index_put_(where, ones, accumulate=True)
+        ordinary = (batch.words.token >= 0).float()  # special tokens belong to no word
+        where = (batch.clean.layout.sequence, batch.clean.ids)
+        counts = torch.zeros(shape, device=ordinary.device).index_put_(where, ordinary, accumulate=True)
         total = counts.sum(1, keepdim=True).clamp(min=1)
         return (counts > 0) / total if self.config.bag == "set" else counts / total
 

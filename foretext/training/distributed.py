@@ -23,14 +23,14 @@ class World:
 
     @classmethod
     def join(cls, device: str | None = None) -> "World":
-        """Take RANK, WORLD_SIZE and LOCAL_RANK from the environment (torchrun sets them); gloo on CPU, nccl on CUDA."""
+        """Take RANK, WORLD_SIZE and LOCAL_RANK from the environment (torchrun sets them); gloo between CPUs, nccl between GPUs."""
         rank, size, local = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
         kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
         place = torch.device(kind, local) if kind == "cuda" else torch.device(kind)
         if kind == "cuda":
             torch.cuda.set_device(place)
         if size > 1 and not dist.is_initialized():
-            dist.init_process_group("nccl" if kind == "cuda" else "gloo")
+            dist.init_process_group("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo")
         return cls(rank, size, place)
 
     @property
@@ -54,21 +54,21 @@ class World:
         return nullcontext() if now or self.size == 1 else model.no_sync()
 
     def sum(self, values: Tensor) -> Tensor:
-        """Add up a tensor over all ranks, in place."""
+        """Add up a tensor over all ranks, in place; what is in main memory travels from there and waits for no GPU."""
         if self.size > 1:
             dist.all_reduce(values)
         return values
 
     def any(self, flag: bool) -> bool:
         """Whether any rank says yes."""
-        return flag if self.size == 1 else bool(self.sum(torch.tensor(float(flag), device=self.device)) > 0)
+        return flag if self.size == 1 else bool(self.sum(torch.tensor(float(flag))) > 0)
 
     def gather_rows(self, rows: Tensor) -> tuple[Tensor, int]:
         """All ranks' rows end to end, and where this rank's begin; ranks may hold different numbers of rows."""
         if self.size == 1:
             return rows, 0
-        counts = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(self.size)]
-        dist.all_gather(counts, torch.tensor([len(rows)], device=rows.device))
+        counts = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
+        dist.all_gather(counts, torch.tensor([len(rows)]))
         sizes = [int(count) for count in counts]
         padded = rows.new_zeros(max(sizes), *rows.shape[1:])
         padded[: len(rows)] = rows

@@ -63,8 +63,8 @@ def total_counts(batches: Sequence[Batch], world: World) -> dict[str, int]:
         counts.update(batch.counts)
     names = sorted(counts)
     if world.size == 1:
-        return {name: counts[name] for name in names}  # nothing to ask a GPU, which would have to finish the step before
-    summed = world.sum(torch.tensor([counts[name] for name in names], dtype=torch.int64, device=world.device))
+        return {name: counts[name] for name in names}
+    summed = world.sum(torch.tensor([counts[name] for name in names], dtype=torch.int64))  # not on a GPU: it would finish the step before
     return dict(zip(names, summed.tolist()))
 
 
