@@ -3,6 +3,7 @@
     T tokens of the flat batch   D width   H heads   d = D/H   F feed-forward width   V vocabulary   E embedding width
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from foretext.model.attention import Bias, Bucket, Layout, attend, make_bias
+from foretext.model.attention import AMX, Bias, Bucket, Layout, attend, make_bias
 
 
 class EncoderConfig(BaseModel):
@@ -64,8 +65,8 @@ class Tokens:
     types: Tensor | None = None  # (T,) int64; None: all 0
 
     @classmethod
-    def of(cls, ids: Tensor, lengths: list[int], types: Tensor | None = None) -> "Tokens":
-        layout = Layout.of(lengths, device=ids.device)
+    def of(cls, ids: Tensor, lengths: list[int], types: Tensor | None = None, splits: Sequence[int] | None = None) -> "Tokens":
+        layout = Layout.of(lengths, splits, ids.device)
         return cls(ids, layout.positions, layout, types)
 
     def with_ids(self, ids: Tensor) -> "Tokens":
@@ -85,8 +86,14 @@ class Linear(nn.Linear):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+    def forward(self, x: Tensor, then: Literal["none", "gelu"] = "none") -> Tensor:
+        """x W^T + b, and `then` maybe its GELU."""
+        weight, bias = self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype)
+        if AMX and x.dtype == torch.bfloat16 and x.device.type == "cpu" and torch.is_inference_mode_enabled():
+            # Adds the bias on the tiles before they are written, where F.linear takes a pass over memory; it has no gradient.
+            return torch.ops.mkldnn._linear_pointwise(x, weight, bias, then, [], "none")
+        x = F.linear(x, weight, bias)
+        return F.gelu(x) if then == "gelu" else x
 
 
 class LayerNorm(nn.LayerNorm):
@@ -182,7 +189,11 @@ class Block(nn.Module):
         if self.prenorm:
             a, b = self.up(self.ffn_norm(x)).chunk(2, dim=-1)
             return x + self._drop(self.down(F.gelu(a) * b))
-        return self.ffn_norm(x + self._drop(self.down(F.gelu(self.up(x)))))
+        return self.ffn_norm(x + self._drop(self.down(self._gelu_up(x))))
+
+    def _gelu_up(self, x: Tensor) -> Tensor:
+        # With a LoRA adapter around it the matrix alone is not all that comes before GELU.
+        return self.up(x, then="gelu") if isinstance(self.up, Linear) else F.gelu(self.up(x))
 
     def _part(self, x: Tensor, start: int, stop: int) -> Tensor:
         bias = None if self.qkv.bias is None else self.qkv.bias[start:stop].to(x.dtype)

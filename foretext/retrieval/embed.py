@@ -196,7 +196,9 @@ class TextEncoder:
         flat[firsts], flat[firsts + lengths + 1] = self.tokenizer.cls_id, self.tokenizer.sep_id
         within = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         flat[np.repeat(firsts + 1, lengths) + within] = ids[np.repeat(starts, lengths) + within]
-        return Tokens.of(torch.from_numpy(flat).to(self.device), (lengths + 2).tolist())
+        # A CPU copies nothing into padding where all texts of a bucket have the same length; a GPU needs no buckets.
+        splits = (np.flatnonzero(np.diff(lengths)) + 1).tolist() if self.device.type == "cpu" else None
+        return Tokens.of(torch.from_numpy(flat).to(self.device), (lengths + 2).tolist(), splits=splits)
 
     def fingerprint(self) -> str:
         """SHA-256 of everything that decides a vector: configuration, weights, tokenizer."""

@@ -7,6 +7,7 @@ import transformers
 from foretext.errors import UserError
 from foretext.model.encoder import Encoder, EncoderConfig, Tokens, relative_bucket
 from foretext.model.huggingface import NAMES, load_encoder, parameter_names
+from foretext.model.lora import add_lora
 from foretext.model.presets import FAMILIES, preset
 
 V = 101
@@ -147,6 +148,24 @@ def test_bf16_activations_over_fp32_weights():
     hidden.float().sum().backward()
     assert hidden.dtype == torch.bfloat16
     assert all(parameter.grad.dtype == torch.float32 for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("adapters", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_inference_mode_changes_nothing_but_rounding(family, adapters):
+    model, batch = encoder(family), tokens()
+    if adapters:
+        add_lora(model, rank=4, alpha=8)
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.1)
+    exact = model(batch).detach()
+    model.compute_dtype = torch.bfloat16
+    with torch.inference_mode():
+        fused = model(batch).float()
+    usual = model(batch).detach().float()
+    assert (fused - exact).norm() <= 1.2 * (usual - exact).norm()
+    assert torch.cosine_similarity(fused, exact).min() > 0.999
 
 
 def test_token_types_change_the_output():
