@@ -129,6 +129,8 @@ class Layout:
 
     def split(self, flat: Tensor) -> tuple[Tensor, ...]:
         """(T, ...) -> the tokens of each bucket, (stop-start, ...)."""
+        if len(self.buckets) == 1:  # the gradient of a split is a copy
+            return (flat,)
         return flat.split([bucket.stop - bucket.start for bucket in self.buckets])
 
     def sums(self, x: Tensor) -> Tensor:
@@ -243,7 +245,7 @@ def _padding_mask(bucket: Bucket, dtype: torch.dtype) -> Tensor | None:
 def _rectangle(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
     """Attention over one rectangle: (b, H, Lq, d), (b, H, Lk, d) twice -> (b, H, Lq, d)."""
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and written_out(k, mask, dropout):
-        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(2, 3)
+        scores = (q * q.shape[-1] ** -0.5) @ k.contiguous().transpose(2, 3)  # left to itself the product copies k transposed
         if mask is not None:
             scores = scores + mask
         weights = scores.softmax(-1)

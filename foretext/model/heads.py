@@ -82,9 +82,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         rows, few = (max(1, logits // weight.shape[0]) for logits in (CHUNK_LOGITS, CHUNK_LOGITS if x.is_cuda else CACHED_LOGITS))
         total, correct = x.new_zeros((), dtype=torch.float32), x.new_zeros((), dtype=torch.float32)
         grad_x = torch.empty_like(x) if need else None
-        grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=x.device) if need else None
+        grad_weight = None
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if need else None
-        for part in range(0, x.shape[0], rows):
+        for part in range(0, max(1, x.shape[0]), rows):
             h = x[part : part + rows]
             logits = F.linear(h, matrix)
             for first, piece in zip(range(part, part + rows, few), logits.split(few)):
@@ -102,16 +102,16 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                     piece.copy_(exact)  # the gradient takes the logits' place
             if need:
                 torch.mm(logits, matrix, out=grad_x[part : part + rows])
-                grad_weight += logits.T @ h
-        if need:
-            ctx.save_for_backward(grad_x, grad_weight, grad_bias)
+                product = logits.T @ h
+                grad_weight = product.float() if grad_weight is None else grad_weight.add_(product)
+        ctx.gradients = grad_x, grad_weight, grad_bias
         ctx.mark_non_differentiable(correct)
         return total, correct
 
     @staticmethod
     def backward(ctx, scale, _):
-        grad_x, grad_weight, grad_bias = ctx.saved_tensors
-        return grad_x * scale.to(grad_x.dtype), grad_weight * scale, grad_bias * scale, None, None
+        (grad_x, grad_weight, grad_bias), ctx.gradients = ctx.gradients, None  # scaled in place, so this is done once
+        return grad_x.mul_(scale.to(grad_x.dtype)), grad_weight.mul_(scale), grad_bias.mul_(scale), None, None
 
 
 def max_logits(x: Tensor, weight: Tensor, bias: Tensor, layout: Layout) -> Tensor:
