@@ -1,14 +1,18 @@
 """Do dual encoders choose responses? Trained on the conversations of a folder (train.jsonl.gz, test.jsonl.gz: PolyAI's JSON lines) and
 measured on its test part, beside BM25 and the mean of the model's own word vectors. 1-of-100 and the full set, with intervals.
 
-    python benchmarks/response_selection.py FOLDER [--objective convert|dual|contrastive] [--multi] [--minutes 12]
+    python benchmarks/response_selection.py FOLDER [--objective convert|dual|contrastive] [--multi] [--quantize] [--minutes 26]
 
-`--multi` trains convert twice, without and with earlier turns, each for the whole time. Writes runs/response-selection/; a store or a
-finished run that is there is used again.
+`--multi` trains convert twice side by side, a core each, without and with earlier turns. `--quantize` goes on from the first of them for
+a few updates with weights of 8 bits, and compares sizes and scores. Writes runs/response-selection/; a store or a finished run that is
+there is used again.
 """
 
 import argparse
 import copy
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +24,14 @@ from foretext.text.dialogues import read_examples
 from foretext.text.prepare import prepare
 from foretext.verbs.pretrain import PretrainConfig, pretrain
 
-ADAMW = {"batch_size": 256, "micro_tokens": 16_384, "optim": {"lr": 1e-3, "betas": (0.9, 0.98)}}
+ADAMW = {"batch_size": 512, "micro_tokens": 32_768, "valid_every": 60, "optim": {
+    "kind": "adamw", "lr": 1e-3, "betas": (0.9, 0.98), "weight_decay": 0.01, "warmup": 0.05, "schedule": "linear", "end_lr": 0.0,
+    "clip": 1.0, "clip_what": "all"}}
 RECIPES: dict[str, dict[str, Any]] = {  # what the few minutes of a small corpus ask for; Adadelta's 10,000 updates are out of reach here
     "contrastive": {"encoder": {"start": "bert-tiny", "max_len": 64}, "objective": {"temperature": 0.05, "symmetric": True}},
     "dual": {"encoder": {"start": "bert-tiny", "max_len": 64}, "objective": {"reduction": "2ha", "output": "ffn_stack", "dimension": 256}},
-    "convert": {"encoder": {"start": "convert-mini"}, "objective": {"score_scale": "learned", "turns": 0}},
+    "convert": {"encoder": {"start": "convert-mini", "dropout": 0.4, "options": {"windows": [3, 5, 48], "ffn_width": 512}},
+                "objective": {"score_scale": "learned"}},
 }
 
 
@@ -33,7 +40,8 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--objective", choices=list(RECIPES), default="convert")
     parser.add_argument("--multi", action="store_true", help="convert: also with earlier turns")
-    parser.add_argument("--minutes", type=float, default=12, help="of each training")
+    parser.add_argument("--quantize", action="store_true", help="convert: also with weights of 8 bits")
+    parser.add_argument("--minutes", type=float, default=26, help="of each training")
     parser.add_argument("--output", type=Path, default=Path("runs/response-selection"))
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any setting of pretrain")
     options = parser.parse_args()
@@ -41,31 +49,44 @@ def main() -> None:
     if not store.exists():
         print(prepare(options.folder / "train.jsonl.gz", store, dialogues=True, vocab_size=16_000))
     examples = list(read_examples(options.folder / "test.jsonl.gz"))
-    name = f"{options.objective}, {options.minutes:g} minutes"
-    model = TextEncoder.load(train(options, store, 0))
-    words = MeanEmbeddings(model.encoder.words.weight.detach().cpu().numpy(), model.tokenizer)
-    single = select(name, vector_scorer(model, examples), examples)
-    baselines = [select("mean of its embeddings", vector_scorer(words, examples), examples),
-                 select("BM25", bm25_scorer(examples), examples),
-                 select("BM25, earlier turns", bm25_scorer(examples, earlier=True), examples)]
-    lines = table([single, *baselines])
+    name = options.objective
+    runs = {name: {"turns": 0}, f"{name}-turns": {"turns": 10}} if options.multi else {name: {"turns": 0} if name == "convert" else {}}
+    with ProcessPoolExecutor(len(runs), get_context("spawn")) as pool:  # side by side: each of so small a network fills one core at most
+        folders = dict(zip(runs, pool.map(partial(train, options), runs, runs.values())))
+
+    single = TextEncoder.load(folders[name])
+    words = MeanEmbeddings(single.encoder.words.weight.detach().cpu().numpy(), single.tokenizer)
+    found = [select(name, vector_scorer(single, examples), examples)]
     if options.multi:
-        model = TextEncoder.load(train(options, store, 10))
-        multi = select(f"{name}, earlier turns", vector_scorer(model, examples, earlier=True), examples)
-        hidden = select(f"{name}, earlier turns not shown", vector_scorer(model, examples), examples)
-        lines = [*table([multi, hidden, single, *baselines]), *(difference(single, other) for other in baselines)]
-    with whole_file(options.output / f"table-{options.objective}.txt", "w") as file:
+        multi = TextEncoder.load(folders[f"{name}-turns"])
+        found = [select(f"{name}, earlier turns", vector_scorer(multi, examples, earlier=True), examples), *found,
+                 select(f"{name}, earlier turns not shown", vector_scorer(multi, examples), examples)]
+    if options.quantize:
+        short = {"minutes": None, "steps": 40, "optim": ADAMW["optim"] | {"lr": 1e-4}}
+        plain, coded = (train(options, f"{name}-{kind}", runs[name] | {"quantize": quantize}, {"start": str(folders[name])}, short)
+                        for kind, quantize in (("longer", None), ("8-bit", "all")))
+        found += [select(f"{name}, 40 updates more", vector_scorer(TextEncoder.load(plain), examples), examples),
+                  select(f"{name}, 40 more in 8 bits", vector_scorer(TextEncoder.load(coded), examples), examples)]
+    found += [select("mean of its embeddings", vector_scorer(words, examples), examples),
+              select("BM25", bm25_scorer(examples), examples), select("BM25, earlier turns", bm25_scorer(examples, earlier=True), examples)]
+    lines = table(found)
+    if options.quantize:
+        sizes = [(folder / "model.safetensors").stat().st_size / 1e6 for folder in (plain, coded)]
+        lines += ["", difference(found[-4], found[-5]), f"weights {sizes[0]:.1f} MB, in 8 bits {sizes[1]:.1f}: {sizes[1] / sizes[0]:.0%}"]
+    if options.multi:
+        lines += ["", *(difference(found[1], other) for other in found[-3:])]
+    with whole_file(options.output / f"table-{name}.txt", "w") as file:
         file.write("\n".join(lines) + "\n")
     print("\n".join(lines))
 
 
-def train(options: argparse.Namespace, store: Path, turns: int) -> Path:
-    """One training (or the export of a finished one)."""
+def train(options: argparse.Namespace, name: str, objective: dict[str, Any], encoder: dict[str, Any] | None = None,
+          training: dict[str, Any] | None = None) -> Path:
+    """One training (or the export of a finished one): the recipe, with an encoder or settings of training of its own."""
     recipe = RECIPES[options.objective]
-    objective = {"name": options.objective, **recipe["objective"], **({"turns": turns} if options.objective == "convert" else {})}
-    output = options.output / (options.objective + ("-turns" if turns else ""))
-    given = {"store": str(store), "output": str(output), "objective": objective, "encoder": recipe["encoder"], "pairs": {"kind": "turns"},
-             "training": ADAMW | {"minutes": options.minutes}}
+    given = {"store": str(options.output / "store"), "output": str(options.output / name), "pairs": {"kind": "turns"},
+             "objective": {"name": options.objective, **recipe["objective"], **objective}, "encoder": encoder or recipe["encoder"],
+             "training": ADAMW | {"minutes": options.minutes} | (training or {})}
     return pretrain(check(PretrainConfig, gather(None, copy.deepcopy(given), options.set))).export
 
 
