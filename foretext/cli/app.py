@@ -36,6 +36,7 @@ app.add_typer(finetune_app, name="finetune")
 Output = Annotated[str, typer.Option("--output", "-o", help="where the result goes")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace what is there")]
 Sets = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="any setting, for example training.optim.lr=1e-3")]
+Dtype = Annotated[str, typer.Option(help="of the model's computation: bf16, fp32, or auto: bf16 where the hardware multiplies it")]
 Shard = Annotated[Optional[str], typer.Option(metavar="I/N", help="do the I-th of N parts (from 1), on as many machines")]
 
 

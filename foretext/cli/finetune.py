@@ -4,7 +4,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from foretext.cli.app import Output, Overwrite, Sets, app, finetune_app, show
+from foretext.cli.app import Dtype, Output, Overwrite, Sets, app, finetune_app, show
 
 COLUMN = "column of the text (of the first of a pair); a number from 1 where there is no header"
 
@@ -139,6 +139,7 @@ def mine(
     rounds: Annotated[Optional[int], typer.Option(help="mine and train in turns, so many times; the output is a folder", min=1)] = None,
     first: Annotated[str, typer.Option(help="of rounds: where the first negatives come from, bm25 or model")] = "bm25",
     eval_split: Annotated[str, typer.Option(help="of rounds: judgements to evaluate on")] = "test",
+    dtype: Dtype = "auto",
     sets: Sets = [],
     overwrite: Overwrite = False,
 ) -> None:
@@ -151,8 +152,8 @@ def mine(
                                 "choose": "sample" if sample else "top", "margin_kind": "absolute" if absolute else "relative"})
     if rounds is None:
         models = [model, also] if also else [model]
-        show(verb.mine_to(models, data, output, config, split, overwrite))
+        show(verb.mine_to(models, data, output, config, split, overwrite, dtype))
         show(["", f"next: foretext finetune retriever -d {data} --set negatives={output} --encoder MODEL -o RUN"])
     else:
-        done = verb.rounds(model, data, output, rounds, config, gather(sets=sets), first, split, eval_split, overwrite)
+        done = verb.rounds(model, data, output, rounds, config, gather(sets=sets), first, split, eval_split, overwrite, dtype)
         show([*done.report, "", f"next: foretext encode {output}/round-{rounds}/run TEXT... -o index"])

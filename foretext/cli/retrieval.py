@@ -5,7 +5,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from foretext.cli.app import Output, Overwrite, Shard, app, parse_shard, show
+from foretext.cli.app import Dtype, Output, Overwrite, Shard, app, parse_shard, show
 from foretext.errors import UserError
 
 
@@ -17,13 +17,14 @@ def encode(
     shard: Shard = None,
     half: Annotated[bool, typer.Option(help="store 16-bit vectors")] = False,
     index: Annotated[Optional[str], typer.Option(help="also an approximate index: hnsw, ivfflat or ivfpq")] = None,
+    dtype: Dtype = "auto",
     overwrite: Overwrite = False,
 ) -> None:
     """Embed documents, to be searched or used elsewhere. Interrupted, the same command goes on; under torchrun processes share it."""
     from foretext.text.corpus import read_documents
     from foretext.verbs.search import encode as run
 
-    folder = run(model, read_documents(inputs), output, _from_zero(shard), half, overwrite, index)
+    folder = run(model, read_documents(inputs), output, _from_zero(shard), half, overwrite, index, dtype)
     show([f"vectors: {folder}  (vectors-*.npy, ids-*.txt, manifest.json)", "", f'next: foretext search {folder} "your question"'])
 
 
@@ -110,6 +111,7 @@ def evaluate(
     baseline: Annotated[list[str], typer.Option(help="response-selection: also show bm25 or mean-embeddings (of the model)")] = [],
     drop_same_author: Annotated[bool, typer.Option("--drop-same-author", help="response-selection: leave out messages in which their "
                                                                               "own writer goes on")] = False,
+    dtype: Dtype = "auto",
     overwrite: Overwrite = False,
 ) -> None:
     """Score retrievers on BEIR folders (nDCG, MRR, recall, MAP, with intervals), finished runs, or a model on sentence similarity."""
@@ -118,15 +120,15 @@ def evaluate(
     if run:
         show(verb.evaluate_runs(run, arguments, split, same_id, output, overwrite))
     elif task == "sts":
-        show(verb.evaluate_sts(arguments[0], arguments[1:], output, dimensions, overwrite))
+        show(verb.evaluate_sts(arguments[0], arguments[1:], output, dimensions, overwrite, dtype))
     elif task == "response-selection":
         from foretext.verbs.respond import evaluate_responses
 
         if len(arguments) < 2:
             raise UserError("response-selection needs a model and dialogue files: foretext evaluate MODEL FILE --task response-selection")
-        show(evaluate_responses(arguments[0], arguments[1:], baseline, drop_same_author, output, overwrite))
+        show(evaluate_responses(arguments[0], arguments[1:], baseline, drop_same_author, output, overwrite, dtype=dtype))
     elif task == "retrieval":
-        options = verb.Options(split, same_id, fuse_bm25, rerank, k, precision, rescore, dimensions)
+        options = verb.Options(split, same_id, fuse_bm25, rerank, k, precision, rescore, dimensions, dtype)
         show(verb.evaluate(arguments[0], arguments[1:], options, output, overwrite))
     else:
         raise UserError(f"--task {task}: there are retrieval, sts and response-selection")

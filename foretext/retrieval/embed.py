@@ -95,7 +95,8 @@ class TextEncoder:
 
         Args:
             device: default: the GPU if there is one.
-            dtype: of the computation; default: fp32 on the CPU (so that scores are those of other libraries), bf16 on a GPU.
+            dtype: of the computation; default: fp32 on the CPU, so that scores are those of other libraries, and bf16 on a GPU. The verbs
+                take bf16 wherever the hardware multiplies it (`verbs.models`).
         Raises:
             UserError: not a model folder, or it asks for a module that is not here.
         """
@@ -137,6 +138,11 @@ class TextEncoder:
     @property
     def device(self) -> torch.device:
         return self.encoder.words.weight.device
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """What texts are embedded in."""
+        return self.dtype or self.encoder.compute_dtype
 
     def prompt(self, kind: Kind) -> str:
         """What is put before a text of this kind."""
@@ -383,6 +389,7 @@ def encode_corpus(
     parts, done_file = output / f".chunks-{mine}", output / f"shard-{mine}.json"
     described = {"format": 1, "model": model.fingerprint(), "pooling": model.pooling, "normalize": model.normalized,
                  "similarity": model.similarity, "prompt": model.prompt(kind), "max_length": model.max_len, "dtype": dtype.name,
+                 "compute_dtype": str(model.compute_dtype).removeprefix("torch."),
                  "dimension": model.dimension, "shards": shards, "chunk": chunk}  # fmt: skip
     if overwrite:
         for file in (done_file, *parts.glob("*")):
@@ -446,7 +453,11 @@ def _agree(output: Path, described: dict[str, Any], overwrite: bool) -> None:
     path = output / "manifest.json"
     if path.is_file() and not overwrite:
         there = read_json(path)
-        if other := [key for key, value in described.items() if there.get(key) != value]:
+        other = [key for key, value in described.items() if there.get(key) != value]
+        if other == ["compute_dtype"]:
+            raise UserError(f"{output} holds vectors computed in {there.get('compute_dtype', 'an unknown dtype')}, and these would be "
+                            f"in {described['compute_dtype']}; choose --dtype, name another output, or add --overwrite")
+        if other:
             raise UserError(f"{output} holds vectors with another {', '.join(other)}; name another output, or add --overwrite")
     finished = ((shard, output / f"shard-{shard}.json") for shard in range(described["shards"]))
     counts = {str(shard): read_json(file)["count"] for shard, file in finished if file.is_file()}

@@ -137,7 +137,8 @@ def evaluate(retriever: "Encoder | BM25 | Run", collection: Collection, split: s
          "drop_missing_docs": drop_missing_docs, "skip": sorted(collection.policy.skip),
          "strip_ids": collection.strip_ids, **(retriever.options if isinstance(retriever, BM25) else {}),
          **({"precision": precision, "rescore": rescore} if precision != "float32" else {}),
-         **({"dimensions": dimensions} if dimensions else {})},
+         **({"dimensions": dimensions} if dimensions else {}),
+         **({"compute_dtype": str(dtype).removeprefix("torch.")} if (dtype := getattr(retriever, "compute_dtype", None)) else {})},
         notes, time.monotonic() - began)
 
 

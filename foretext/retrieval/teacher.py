@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from foretext.files import read_json
 from foretext.model.folder import locate
@@ -50,10 +51,11 @@ class EmbeddingTeacher:
         return np.einsum("be,bge->bg", self.vectors[0][query], self.vectors[1][passages])
 
 
-def load_teacher(source: str | Path, queries: Sequence[str], passages: Sequence[str]) -> CrossTeacher | EmbeddingTeacher:
+def load_teacher(source: str | Path, queries: Sequence[str], passages: Sequence[str],
+                 dtype: torch.dtype | None = None) -> CrossTeacher | EmbeddingTeacher:
     """The teacher in a folder or hub id: a cross-encoder where it is a sequence-classification folder, else a retriever."""
     folder = locate(source)
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     if any(name.endswith("ForSequenceClassification") for name in config.get("architectures") or []):
-        return CrossTeacher(CrossScorer.load(folder), queries, passages)
-    return EmbeddingTeacher(TextEncoder.load(folder), queries, passages)
+        return CrossTeacher(CrossScorer.load(folder, dtype=dtype), queries, passages)
+    return EmbeddingTeacher(TextEncoder.load(folder, dtype=dtype), queries, passages)

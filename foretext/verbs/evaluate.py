@@ -17,7 +17,7 @@ from foretext.retrieval.rerank import CrossScorer, rerank
 from foretext.retrieval.runs import Run, ranking, read_run
 from foretext.retrieval.search import fuse
 from foretext.retrieval.sts import correlate, read_scored_pairs, write_correlations
-from foretext.verbs.pretrain import model_folder
+from foretext.verbs.models import model_folder, open_encoder
 
 MEASURE = "nDCG@10"  # the one in whose difference retrievers are compared: BEIR's
 
@@ -32,6 +32,7 @@ class Options:
         hybrid: also BM25, and both fused.
         reranker: folder of a cross-encoder that orders the first `k` documents anew.
         precision, rescore, dimensions: see `retrieval.evaluate.evaluate`.
+        dtype: see `models.open_encoder`.
     """
 
     split: str = "test"
@@ -42,6 +43,7 @@ class Options:
     precision: Precision = "float32"
     rescore: int = RESCORE
     dimensions: int | None = None
+    dtype: str = "auto"
 
 
 def evaluate(model: str, data: Sequence[str | Path] | str | Path, options: Options = Options(), output: str | Path | None = None,
@@ -54,7 +56,7 @@ def evaluate(model: str, data: Sequence[str | Path] | str | Path, options: Optio
     checked_precision(options.precision)
     if options.k < 1:
         raise UserError(f"k = {options.k}: a reranker needs at least one document; the field's usual number is 100")
-    encoder = None if model == "bm25" else TextEncoder.load(model_folder(model))
+    encoder = None if model == "bm25" else open_encoder(model, options.dtype)
     scorer = CrossScorer.load(model_folder(options.reranker)) if options.reranker else None
     lines, finished = [], []
     for folder in folders:
@@ -151,10 +153,10 @@ def judged_alone(path: str | Path, split: str) -> Collection:
 
 
 def evaluate_sts(model: str, data: Sequence[str | Path] | str | Path, output: str | Path | None = None, dimensions: int | None = None,
-                 overwrite: bool = False) -> list[str]:
+                 overwrite: bool = False, dtype: str = "auto") -> list[str]:
     """Correlate a model's similarities with people's scores of sentence pairs (csv, tsv or jsonl)."""
     files = _folders(data, output, overwrite)
-    encoder = TextEncoder.load(model_folder(model))
+    encoder = open_encoder(model, dtype)
     name, lines, spearmans = Path(model).name or model, [], []
     for file in files:
         pairs = read_scored_pairs(file)

@@ -18,7 +18,8 @@ from foretext.objectives.seq2seq import Seq2Seq
 from foretext.progress import progress
 from foretext.text.tokenizer import Tokenizer
 from foretext.training.distributed import World
-from foretext.verbs.pretrain import continue_heads, model_folder
+from foretext.verbs.models import model_folder
+from foretext.verbs.pretrain import continue_heads
 
 GREEDY = GenerationConfig()
 AT_ONCE = 32  # texts; changes memory, not the result (of greedy choice and beams)

@@ -12,14 +12,13 @@ from foretext.files import read_json, refuse_existing, write_json
 from foretext.progress import console
 from foretext.retrieval.bm25 import BM25
 from foretext.retrieval.collection import read_collection
-from foretext.retrieval.embed import TextEncoder
 from foretext.retrieval.evaluate import Evaluation, evaluate, table
 from foretext.retrieval.groups import Groups, read_groups, write_groups
 from foretext.retrieval.metrics import paired_difference
 from foretext.retrieval.mine import MineConfig, Mined, merge, mine, overlap
 from foretext.retrieval.runs import Run, as_run, read_run
 from foretext.retrieval.search import search
-from foretext.verbs.pretrain import model_folder
+from foretext.verbs.models import open_encoder
 from foretext.verbs.retriever import FinetuneConfig, finetune
 
 
@@ -44,7 +43,7 @@ def asked(groups: Groups, data: str) -> Asked:
     return Asked(queries, {query: list(names) for query, names in positives.items()}, groups.passages)
 
 
-def find(model: str, ask: Asked, depth: int) -> tuple[Run, Run]:
+def find(model: str, ask: Asked, depth: int, dtype: str = "auto") -> tuple[Run, Run]:
     """The first `depth` passages of each query by a model folder (or `bm25`), and its scores of the answers.
 
     BM25 scores only answers that it finds within the depth.
@@ -54,7 +53,7 @@ def find(model: str, ask: Asked, depth: int) -> tuple[Run, Run]:
     if model == "bm25":
         run = as_run(ask.queries, names, *BM25(texts).search(questions, depth, show_progress=True))
         return run, {query: {name: run[query][name] for name in answers if name in run[query]} for query, answers in ask.positives.items()}
-    encoder = TextEncoder.load(model_folder(model))
+    encoder = open_encoder(model, dtype)
     documents = encoder.encode(texts, "document", show_progress=True)
     vectors = encoder.encode(questions, "query")
     run = as_run(ask.queries, names, *search(vectors, documents, depth, encoder.similarity, show_progress=True))
@@ -70,13 +69,13 @@ def find(model: str, ask: Asked, depth: int) -> tuple[Run, Run]:
     return run, scores
 
 
-def mine_from(models: Sequence[str], data: str, config: MineConfig, split: str = "train") -> tuple[Groups, list[str]]:
+def mine_from(models: Sequence[str], data: str, config: MineConfig, split: str = "train", dtype: str = "auto") -> tuple[Groups, list[str]]:
     """Negatives from one retriever, or from two in turns; and lines for a person."""
     ask = asked(read_groups(data, split=split), data)
     mined: dict[str, Mined] = {}
     lines = []
     for model in models:
-        run, scores = find(model, ask, config.rank_to)
+        run, scores = find(model, ask, config.rank_to, dtype)
         mined[model] = mine(run, ask.queries, ask.positives, ask.passages, config, scores)
         lines += [f"{model}: {mined[model].lines()[0]}", *mined[model].lines()[1:]]
         if config.rank_to > len(ask.passages):
@@ -89,13 +88,14 @@ def mine_from(models: Sequence[str], data: str, config: MineConfig, split: str =
     return groups, lines
 
 
-def mine_to(models: Sequence[str], data: str, output: str, config: MineConfig, split: str = "train", overwrite: bool = False) -> list[str]:
+def mine_to(models: Sequence[str], data: str, output: str, config: MineConfig, split: str = "train", overwrite: bool = False,
+            dtype: str = "auto") -> list[str]:
     """Mine and write training groups, `.jsonl` (with texts and scores) or `.parquet`, or `.tsv` (RetroMAE's `qid  pid,pid`)."""
     refuse_existing(output, overwrite)
     formats = {".jsonl": "flagembedding", ".parquet": "parquet", ".tsv": "retromae-negatives", ".txt": "retromae-negatives"}
     if (suffix := Path(output).suffix) not in formats:
         raise UserError(f"{output}: negatives are written as .jsonl, .parquet or .tsv; name the file so")
-    groups, lines = mine_from(models, data, config, split)
+    groups, lines = mine_from(models, data, config, split, dtype)
     write_groups(output, groups, formats[suffix], overwrite)
     return [*lines, f"negatives: {output}"]
 
@@ -112,7 +112,7 @@ class Rounds:
 
 
 def rounds(model: str, data: str, output: str, count: int, config: MineConfig, training: Mapping, first: str = "bm25", split: str = "train",
-           eval_split: str = "test", overwrite: bool = False) -> Rounds:  # fmt: skip
+           eval_split: str = "test", overwrite: bool = False, dtype: str = "auto") -> Rounds:  # fmt: skip
     """Mine, train, evaluate, `count` times; every round trains the same start again, on the negatives of the round before's model.
 
     What is finished is recognised: the same call goes on where it was.
@@ -126,7 +126,7 @@ def rounds(model: str, data: str, output: str, count: int, config: MineConfig, t
     """
     folder = Path(output)
     settings = json.loads(json.dumps({"model": str(model), "data": str(data), "first": first, "split": split, "eval_split": eval_split,
-                                      "mine": config.model_dump(mode="json"), "training": dict(training)}))  # fmt: skip
+                                      "dtype": dtype, "mine": config.model_dump(mode="json"), "training": dict(training)}))  # fmt: skip
     there = folder / "rounds.json"
     if there.is_file() and not overwrite:
         if read_json(there) != settings:
@@ -136,7 +136,7 @@ def rounds(model: str, data: str, output: str, count: int, config: MineConfig, t
         write_json(there, settings)
     collection = read_collection(data)
     report: list[str] = []
-    evaluations = [_scored(model, "start", folder / "start", collection, eval_split, overwrite)]
+    evaluations = [_scored(model, "start", folder / "start", collection, eval_split, overwrite, dtype)]
     miner = model if first == "model" else first
     for number in range(1, count + 1):
         place = folder / f"round-{number}"
@@ -144,7 +144,7 @@ def rounds(model: str, data: str, output: str, count: int, config: MineConfig, t
         if negatives.is_file() and not overwrite:
             report.append(f"round {number}: negatives from {miner} were there")
         else:
-            groups, lines = mine_from([miner], data, config, split)
+            groups, lines = mine_from([miner], data, config, split, dtype)
             write_groups(negatives, groups, overwrite=True)
             report += [f"round {number}: negatives from {miner}", *("  " + line for line in lines)]
         if overwrite or not (place / "run" / "export" / "config.json").is_file():
@@ -152,18 +152,18 @@ def rounds(model: str, data: str, output: str, count: int, config: MineConfig, t
             values["encoder"] = dict(values.get("encoder", {})) | {"start": str(model)}
             finetune(FinetuneConfig(**values), overwrite)
         miner = str(place / "run")
-        evaluations.append(_scored(miner, f"round {number}", place, collection, eval_split, overwrite))
+        evaluations.append(_scored(miner, f"round {number}", place, collection, eval_split, overwrite, dtype))
         console.print("\n".join(table(evaluations[-2:], against=0)), markup=False)
     effects = [line for before, after in zip(evaluations, evaluations[1:]) for line in _effect(before, after)]
     return Rounds(evaluations, [*report, *table(evaluations, against=0), *effects])
 
 
-def _scored(model: str, name: str, folder: Path, collection, split: str, overwrite: bool) -> Evaluation:
+def _scored(model: str, name: str, folder: Path, collection, split: str, overwrite: bool, dtype: str) -> Evaluation:
     """The evaluation of a model, from its run file if it was made before."""
     run = folder / "scores" / "run.trec"
     if run.is_file() and not overwrite:
         return evaluate(read_run(run)[0], collection, split, name=name)
-    found = evaluate(TextEncoder.load(model_folder(model)), collection, split, name=name, show_progress=True)
+    found = evaluate(open_encoder(model, dtype), collection, split, name=name, show_progress=True)
     found.write(folder / "scores", overwrite=True)
     return found
 

@@ -31,6 +31,7 @@ from foretext.text.tokenizer import Tokenizer
 from foretext.training import checkpoint
 from foretext.training.distributed import World
 from foretext.training.loop import Result, TrainingConfig, train
+from foretext.verbs.models import model_folder
 
 SHORTEST_MAX_LEN = 8
 TOWERS = "a dual encoder"  # whose heads mean the same in every objective that has towers
@@ -186,12 +187,6 @@ def network(choice: EncoderChoice, tokenizer: Tokenizer, **changes: Any):
     except ValidationError as error:
         problem = error.errors()[0]
         raise UserError(f"encoder.options.{'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None
-
-
-def model_folder(name: str | Path) -> str:
-    """A run folder's export, or the folder or hub id itself."""
-    inside = Path(name) / "export"
-    return str(inside) if any((inside / file).is_file() for file in ("config.json", "modules.json")) else str(name)
 
 
 def tokenizer_of(start: str, given: str | None) -> Tokenizer:

@@ -17,7 +17,6 @@ from foretext.files import read_json, whole_file, whole_folder, write_json
 from foretext.progress import console, duration
 from foretext.retrieval.bm25 import BM25
 from foretext.retrieval.collection import read_collection
-from foretext.retrieval.embed import TextEncoder
 from foretext.retrieval.evaluate import Evaluation, evaluate, table
 from foretext.retrieval.metrics import paired_difference
 from foretext.retrieval.search import fuse
@@ -26,7 +25,7 @@ from foretext.text.duplicates import exact_key, near_duplicates
 from foretext.text.environment import Docstring, read_environment
 from foretext.text.prepare import prepare
 from foretext.text.randomness import example_keys
-from foretext.training.loop import has_bf16
+from foretext.verbs.models import open_encoder
 from foretext.verbs.pretrain import PretrainConfig, pretrain
 from foretext.verbs.retriever import FinetuneConfig, finetune
 from foretext.verbs.search import encode, excerpt, search
@@ -189,8 +188,7 @@ def compare(output: Path, models: dict[str, Path]) -> list[Evaluation]:
     depth = 1000  # of each ranking; a fused one gains from what only one of them has seen
     evaluations = [evaluate(BM25(collection.documents), collection, depth=depth, name="BM25")]
     for name, folder in models.items():
-        model = TextEncoder.load(folder, dtype=torch.bfloat16 if has_bf16(torch.device("cpu")) else None)
-        evaluations.append(evaluate(model, collection, depth=depth, name=name, show_progress=True))
+        evaluations.append(evaluate(open_encoder(folder), collection, depth=depth, name=name, show_progress=True))
     fused = fuse([evaluations[0].run, evaluations[-1].run], depth=depth)
     evaluations.append(evaluate(fused, collection, depth=depth, name="the same, fused with BM25"))
     return evaluations

@@ -15,7 +15,6 @@ from foretext.objectives.rerank import Rerank
 from foretext.progress import console
 from foretext.retrieval.bm25 import BM25
 from foretext.retrieval.collection import Collection, judged_split, read_collection
-from foretext.retrieval.embed import TextEncoder
 from foretext.retrieval.evaluate import evaluate, table
 from foretext.retrieval.group_folders import apply_scores
 from foretext.retrieval.groups import Groups, numbered, read_groups, write_groups
@@ -27,7 +26,8 @@ from foretext.text.batches import uniform_of_documents
 from foretext.text.grouped import GroupedPairs
 from foretext.training.distributed import World
 from foretext.training.loop import Result, TrainingConfig, train
-from foretext.verbs.pretrain import EncoderChoice, load_best, model_folder, start_encoder, tokenizer_of
+from foretext.verbs.models import open_encoder
+from foretext.verbs.pretrain import EncoderChoice, load_best, start_encoder, tokenizer_of
 from foretext.verbs.retriever import FinetuneOptim
 
 
@@ -209,7 +209,7 @@ def candidates(model: str, collection: Collection, queries: dict[str, str], k: i
     k = min(k, len(collection.documents))
     if model == "bm25":
         return as_run(queries, collection.document_ids, *BM25(collection.documents).search(list(queries.values()), k))
-    encoder = TextEncoder.load(model_folder(model))
+    encoder = open_encoder(model)
     documents = encoder.encode(collection.documents, "document", show_progress=True)
     found = search(encoder.encode(list(queries.values()), "query"), documents, k, encoder.similarity)
     return as_run(queries, collection.document_ids, *found)

@@ -12,12 +12,11 @@ import numpy as np
 from foretext.errors import UserError
 from foretext.files import read_json, refuse_existing, whole_folder, write_json
 from foretext.retrieval import response_selection as selection
-from foretext.retrieval.embed import TextEncoder
 from foretext.retrieval.search import open_vectors
 from foretext.summary import ReadSummary, read_lines
 from foretext.text.corpus import ReadOptions, find_sources, read_documents
 from foretext.text.dialogues import read_examples
-from foretext.verbs.pretrain import model_folder
+from foretext.verbs.models import open_encoder
 
 BASELINES = ("bm25", "mean-embeddings")
 
@@ -67,18 +66,13 @@ def open_responder(model: str, responses: str | Path, vectors: str | Path | None
     Raises:
         UserError: nothing to read there, or vectors of another model in a folder of `encode`.
     """
-    encoder, path = load_model(model), Path(responses)
+    encoder, path = open_encoder(model), Path(responses)
     if (path / "documents.jsonl").is_file():
         return _from_encoded(encoder, path)
     texts, notes = read_responses(path, text_field)
     folder = Path(vectors) if vectors else path.with_name(path.name + ".vectors")
     made, note = _kept_vectors(encoder, texts, folder)
     return Responder(encoder, texts, made, [*notes, note])
-
-
-def load_model(name: str) -> Any:
-    """A run folder's or any other model, on whatever device there is."""
-    return TextEncoder.load(model_folder(name))
 
 
 def read_responses(path: Path, text_field: str | None = None) -> tuple[list[str], list[str]]:
@@ -127,7 +121,7 @@ def _from_encoded(encoder: Any, folder: Path) -> Responder:
 
 
 def evaluate_responses(model: str, data: Sequence[str | Path] | str | Path, baselines: Sequence[str] = (), drop_same_author: bool = False,
-                       output: str | Path | None = None, overwrite: bool = False, seed: int = 0) -> list[str]:
+                       output: str | Path | None = None, overwrite: bool = False, seed: int = 0, dtype: str = "auto") -> list[str]:
     """1-of-100 response selection on dialogue files, and recall over all their responses. Returns lines for a person.
 
     A model that reads earlier turns, and BM25, are scored with and without them.
@@ -137,6 +131,7 @@ def evaluate_responses(model: str, data: Sequence[str | Path] | str | Path, base
         baselines: of `BASELINES`, scored beside it; mean-embeddings takes the model's own word vectors.
         drop_same_author: leave out responses in which the writer of the message goes on.
         output: folder for scores.json and per-example-N.tsv.
+        dtype: see `models.open_encoder`.
 
     Raises:
         UserError: an unknown baseline, or data without dialogues or without authors.
@@ -158,7 +153,7 @@ def evaluate_responses(model: str, data: Sequence[str | Path] | str | Path, base
         lines.append(f"{len(examples) - len(kept):,} responses by the writer of the message left out")
         examples = kept
     found = []
-    encoder = None if model == "bm25" else load_model(model)
+    encoder = None if model == "bm25" else open_encoder(model, dtype)
     if encoder is not None:
         name = Path(model).name or model
         for earlier in (True, False) if selection.reads_earlier_turns(encoder) else (False,):

@@ -24,7 +24,8 @@ from foretext.text.randomness import permutation
 from foretext.training.distributed import World
 from foretext.training.loop import TrainingConfig, train
 from foretext.training.optim import OptimConfig
-from foretext.verbs.pretrain import EncoderChoice, Trained, as_text_encoder, finish, load_best, model_folder, start_encoder, tokenizer_of
+from foretext.verbs.models import encoding_dtype, model_folder
+from foretext.verbs.pretrain import EncoderChoice, Trained, as_text_encoder, finish, load_best, start_encoder, tokenizer_of
 
 JUDGED_DEPTH = 10  # of the measures that validation computes
 
@@ -145,7 +146,7 @@ def grouped(groups: Groups, objective: Contrastive, config: FinetuneConfig) -> G
     if config.teacher and (options.distill or options.margin is not None):
         if not all(isinstance(text, str) for text in (queries[0], texts[0])):
             raise UserError(f"{config.data}: holds token ids, which a teacher cannot read; give it a file of scores")
-        teacher = load_teacher(model_folder(config.teacher), queries, texts)
+        teacher = load_teacher(model_folder(config.teacher), queries, texts, encoding_dtype(config.training.precision or "auto"))
     guide = teacher.vectors if isinstance(teacher, EmbeddingTeacher) and options.margin is not None else None
     return GroupedPairs(queries, texts, asks, positives, negatives, tokenizer, size, config.topk, teacher if size > 1 else None, guide,
                         longest=(options.query_max_len or objective.max_len, objective.max_len))

@@ -15,20 +15,20 @@ from foretext.files import read_json, refuse_existing, whole_file, write_json
 from foretext.retrieval.bm25 import BM25
 from foretext.retrieval.collection import document_text, read_queries
 from foretext.retrieval.documents import Documents
-from foretext.retrieval.embed import TextEncoder, encode_corpus
+from foretext.retrieval.embed import encode_corpus
 from foretext.retrieval.index import Index, build_index, open_index
 from foretext.retrieval.runs import Run, as_run, read_run, write_run
 from foretext.retrieval.search import Vectors, fuse, merge_found, open_vectors, split_rows
 from foretext.retrieval.search import search as nearest
 from foretext.text.corpus import Document
 from foretext.training.distributed import World
-from foretext.verbs.pretrain import model_folder
+from foretext.verbs.models import model_folder, open_encoder
 
 CANDIDATES = 100  # of each ranking that a hybrid search fuses
 
 
 def encode(model: str | Path, documents: Iterable[Document], output: str | Path, shard: tuple[int, int] = (0, 1),
-           half: bool = False, overwrite: bool = False, index: str | None = None) -> Path:
+           half: bool = False, overwrite: bool = False, index: str | None = None, dtype: str = "auto") -> Path:
     """Embed documents with a model folder and keep their texts beside the vectors; interrupted, the same call goes on.
 
     Writes vectors-*.npy, ids-*.txt, manifest.json, documents.jsonl and, for hybrid search, bm25/ into `output`. Under torchrun each
@@ -37,6 +37,7 @@ def encode(model: str | Path, documents: Iterable[Document], output: str | Path,
     Args:
         shard: (i, n), i from 0: this call makes the i-th of n parts; the first also writes texts and bm25/.
         index: also build this kind of approximate index (see `build`); only where this call makes all parts.
+        dtype: see `models.open_encoder`; parts of one folder are computed alike.
     """
     output, folder, world = Path(output), model_folder(model), World.join()
     part, parts = shard[0] * world.size + world.rank, shard[1] * world.size
@@ -47,7 +48,7 @@ def encode(model: str | Path, documents: Iterable[Document], output: str | Path,
     documents = iter(documents)
     documents = chain([*islice(documents, 1)], documents)  # a file that is not there is said before anything is written
     world.wait()  # before the first of them writes
-    encoder = TextEncoder.load(folder, world.device)
+    encoder = open_encoder(folder, dtype, world.device)
     write_json(output / "model.json", {"model": str(Path(folder).resolve()) if Path(folder).is_dir() else folder})
     keep = part == 0 and (overwrite or not (output / "documents.jsonl").exists())
     # The texts get their name only after the vectors have theirs: a file that is there belongs to vectors that are there.
@@ -117,7 +118,8 @@ class Searcher:
     def __init__(self, folder: str | Path, exact: bool = False, world: World | None = None):
         self.folder = _index_folder(folder)
         self.vectors: Vectors = open_vectors(self.folder)
-        self.encoder = TextEncoder.load(read_json(self.folder / "model.json")["model"])
+        # A question is too short to pay for casting the weights, and parts of a search on several machines have to agree.
+        self.encoder = open_encoder(read_json(self.folder / "model.json")["model"], "fp32")
         self.index: Index | None = None if exact else open_index(self.folder, self.vectors)
         self.world = world or World(0, 1, torch.device("cpu"))
         self._bm25: BM25 | None = None

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from foretext.errors import UserError
 from foretext.retrieval.embed import TextEncoder
-from foretext.verbs.pretrain import model_folder
+from foretext.verbs.models import open_encoder
 from foretext.verbs.search import Searcher
 
 MOST_HITS, MOST_TEXTS, MOST_BYTES = 1000, 256, 4 << 20  # of one request
@@ -129,7 +129,7 @@ def _open(source: str | Path, exact: bool) -> tuple[Searcher | None, TextEncoder
     if (folder / "model.json").is_file() or (folder / "index" / "model.json").is_file():
         searcher = Searcher(folder, exact)
         return searcher, searcher.encoder
-    return None, TextEncoder.load(model_folder(source))
+    return None, open_encoder(source)
 
 
 def _asked(parameters) -> tuple[str, int, bool]:

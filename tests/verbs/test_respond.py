@@ -11,7 +11,7 @@ import pytest
 
 from foretext.cli import main
 from foretext.errors import UserError
-from foretext.retrieval.embed import TextEncoder
+from foretext.verbs.models import open_encoder
 from foretext.verbs.respond import Responder, evaluate_responses, open_responder, read_responses
 from foretext.verbs.search import encode
 from tests.conftest import made_up_texts
@@ -162,4 +162,4 @@ def test_unknown_baselines(dialogues, model, baselines, words):
 
 def test_the_vectors_are_the_models(minilm, file):
     responder = open_responder(str(minilm), file)
-    assert np.allclose(responder.vectors, TextEncoder.load(minilm).encode(responder.texts, "document"), atol=1e-5)
+    assert np.allclose(responder.vectors, open_encoder(minilm).encode(responder.texts, "document"), atol=1e-5)
