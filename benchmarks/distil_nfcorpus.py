@@ -13,19 +13,16 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from foretext.config import check
 from foretext.retrieval.collection import read_collection
-from foretext.retrieval.embed import TextEncoder
 from foretext.retrieval.evaluate import Evaluation, evaluate, table
 from foretext.retrieval.groups import Groups, write_groups
 from foretext.retrieval.mine import MineConfig
 from foretext.retrieval.runs import read_run
 from foretext.text.prepare import prepare
-from foretext.training.loop import has_bf16
 from foretext.verbs.mine import mine_from
-from foretext.verbs.pretrain import PretrainConfig, model_folder, pretrain
+from foretext.verbs.models import encoding_dtype, open_encoder
+from foretext.verbs.pretrain import PretrainConfig, pretrain
 from foretext.verbs.reranker import RerankerConfig, score_candidates
 from foretext.verbs.reranker import finetune as train_reranker
 from foretext.verbs.retriever import FinetuneConfig
@@ -64,7 +61,7 @@ def main() -> None:
     train_reranker(check(RerankerConfig, {
         "data": str(mined), "output": str(place / "teacher"), "group_size": options.teacher_group,
         "objective": {"max_len": options.max_len}, "encoder": {"start": options.teacher}, "training": training}))  # fmt: skip
-    dtype = torch.bfloat16 if has_bf16(torch.device("cpu")) else None
+    dtype = encoding_dtype("auto")
     if not (place / "reranked").is_dir():
         first = str(place / "before" / "run.trec")
         score_candidates(str(place / "teacher"), data, str(place / "reranked"), run=first, k=options.reranked, dtype=dtype)
@@ -109,7 +106,7 @@ def smaller(groups: Groups, queries: int, positives: int) -> Groups:
 def scored(name: str, model: str, folder: Path, collection) -> Evaluation:
     """The evaluation on test queries, from its run file if it was made before."""
     if not (folder / "run.trec").is_file():
-        evaluate(TextEncoder.load(model_folder(model)), collection, "test", name=name, show_progress=True).write(folder, overwrite=True)
+        evaluate(open_encoder(model), collection, "test", name=name, show_progress=True).write(folder, overwrite=True)
     return evaluate(read_run(folder / "run.trec")[0], collection, "test", name=name)
 
 

@@ -210,7 +210,7 @@ class Encoder(nn.Module):
     """Token ids in, one vector per token out; an embedding never depends on what else is in the batch, but for rounding.
 
     `compute_dtype` (fp32 or bf16) is what activations and matmuls use; parameters stay fp32. Products of other sizes sum in another order:
-    that moves a vector by some 1e-7 of its length in fp32 and 5e-3 in bf16, whose digits end there.
+    that moves a vector by some 1e-6 of its length in fp32 and 5e-3 in bf16, whose digits end there.
     """
 
     def __init__(self, config: EncoderConfig):
