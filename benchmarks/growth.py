@@ -131,19 +131,24 @@ def draw(curves: dict[str, list[tuple[int, float]]], path: Path) -> None:
 
     matplotlib.use("svg")
     from matplotlib import pyplot
+    from matplotlib.ticker import LogLocator
 
     figure, panels = pyplot.subplots(1, len(curves), figsize=(2.75 * len(curves), 2.6), squeeze=False, layout="constrained")
     for panel, (name, curve) in zip(panels.flat, curves.items()):
         sizes, spent = zip(*curve)
-        panel.loglog(sizes, [spent[0] * size / sizes[0] for size in sizes], color="#999999", linewidth=1, linestyle="--")
-        panel.loglog(sizes, spent, color="#3366aa", linewidth=1.8, marker="o", markersize=3.5)
+        panel.loglog(sizes, [spent[0] * size / sizes[0] for size in sizes], color="#999999", linewidth=1, linestyle="--",
+                     label="in proportion")
+        panel.loglog(sizes, spent, color="#3366aa", linewidth=1.8, marker="o", markersize=3.5, label="measured")
         panel.set_title(PARTS[name].title, fontsize=10)
         panel.set_xticks(sizes, [f"{size:,}" for size in sizes])
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.yaxis.set_major_formatter("{x:g}")
         panel.minorticks_off()
         panel.set_xlabel(PARTS[name].unit, fontsize=8)
         panel.tick_params(labelsize=7)
         panel.grid(alpha=0.25)
         panel.spines[["top", "right"]].set_visible(False)
+    panels.flat[0].legend(fontsize=7, frameon=False)
     figure.supylabel("processor seconds", fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
@@ -169,8 +174,9 @@ def main() -> None:
             part, curve = PARTS[name], measured(name, Path(scratch), 1 if given.quick else given.rounds, given.quick)
             curves[name] = curve
             for size, seconds in curve:
+                rate = f"{size / seconds:,.{0 if size > 100 * seconds else 1}f}"
                 beside = seconds / size / (curve[0][1] / curve[0][0])
-                print(f"{part.title:26} {size:8,} {part.unit:10} {seconds:9.3f} {size / seconds:9,.0f} {beside:13.2f}x", flush=True)
+                print(f"{part.title:26} {size:8,} {part.unit:10} {seconds:9.3f} {rate:>9} {beside:13.2f}x", flush=True)
     draw(curves, given.output / "growth.svg")
     print(f"\n{given.output / 'growth.svg'}")
 
