@@ -3,10 +3,10 @@
     python benchmarks/distil_nfcorpus.py NFCORPUS-FOLDER TEACHER-START -o runs/distil [--retriever FOLDER]
 
 The small retriever is pre-trained on crops of the collection's own documents, unless --retriever names one; TEACHER-START is what the
-cross-encoder starts from (all-MiniLM-L6-v2). Train queries alone teach: negatives are mined by BM25 and the retriever, the cross-encoder
-trains on them and scores them, and the retriever goes on from its own weights with the KL divergence to those scores. To tell what the
-teacher adds, the same training without it is shown too; to tell whether it can add anything, what it makes of the retriever's own first
-documents. Each step is recognised when it is there, so that the same command goes on.
+cross-encoder starts from (all-MiniLM-L6-v2). Train queries alone teach: negatives are what the retriever itself takes for answers, the
+cross-encoder trains on them and scores them, and the retriever goes on from its own weights with the KL divergence to those scores. To
+tell what the teacher adds, the same training without it is shown too; to tell whether it can add anything, what it makes of the
+retriever's own first documents. Each step is recognised when it is there, so that the same command goes on.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--retriever", help="a small retriever that exists, instead of pre-training one")
     parser.add_argument("--pretrain-steps", type=int, default=300)
     parser.add_argument("-o", "--output", type=Path, default=Path("runs/distil"))
-    parser.add_argument("--negatives", type=int, default=8, help="mined per query by each of the two")
+    parser.add_argument("--negatives", type=int, default=10, help="mined per query")
     parser.add_argument("--teacher-steps", type=int, default=150)
     parser.add_argument("--teacher-lr", type=float, default=2e-4)
     parser.add_argument("--teacher-group", type=int, default=8, help="passages of a query that the teacher learns from")
@@ -54,7 +54,7 @@ def main() -> None:
     mined = place / "mined.jsonl"
     if not mined.is_file():
         config = MineConfig(rank_to=100, negatives=options.negatives, choose="sample")
-        groups, lines = mine_from([retriever, "bm25"], data, config)
+        groups, lines = mine_from([retriever], data, config)
         print("\n".join(lines))
         write_groups(mined, smaller(groups, options.queries, options.positives))
     training = {"steps": options.teacher_steps, "batch_size": 8, "optim": {"lr": options.teacher_lr}}

@@ -29,7 +29,8 @@ ADAMW = {"batch_size": 512, "micro_tokens": 32_768, "valid_every": 60, "optim": 
     "clip": 1.0, "clip_what": "all"}}
 RECIPES: dict[str, dict[str, Any]] = {  # what the few minutes of a small corpus ask for; Adadelta's 10,000 updates are out of reach here
     "contrastive": {"encoder": {"start": "bert-tiny", "max_len": 64}, "objective": {"temperature": 0.05, "symmetric": True}},
-    "dual": {"encoder": {"start": "bert-tiny", "max_len": 64}, "objective": {"reduction": "2ha", "output": "ffn_stack", "dimension": 256}},
+    "dual": {"encoder": {"start": "convert", "dropout": 0.5, "options": {"windows": [3], "ffn_width": 512}},  # wide and shallow
+             "objective": {"reduction": "2ha"}},
     "convert": {"encoder": {"start": "convert-mini", "dropout": 0.4, "options": {"windows": [3, 5, 48], "ffn_width": 512}},
                 "objective": {"score_scale": "learned"}},
 }
