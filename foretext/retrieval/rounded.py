@@ -15,13 +15,18 @@ TOGETHER = 256  # queries multiplied with a piece at once: 2 MB of products
 BF16 = 2.0**-9  # largest relative error of rounding
 
 
+def candidates_for(k: int) -> int:
+    """How many candidates are kept of each query."""
+    return 2 * k + 32
+
+
 class RoundedScan:
     """Collects candidates of `queries`, fp32 (Q, D), for the k nearest of each: `add` every block, then `candidates`."""
 
     def __init__(self, queries, k: int):
         import torch
 
-        self.k, self.wide, self.longest = k, 2 * k + 32, 0.0
+        self.k, self.wide, self.longest = k, candidates_for(k), 0.0
         self.buffer = torch.empty(ROWS, queries.shape[1], dtype=torch.bfloat16)
         self.parts = [_Part(part, k, self.wide) for part in queries.split(TOGETHER)]
 

@@ -14,7 +14,7 @@ from foretext.errors import UserError
 from foretext.files import read_json
 from foretext.progress import progress
 from foretext.retrieval.best import merge
-from foretext.retrieval.rounded import RoundedScan
+from foretext.retrieval.rounded import RoundedScan, candidates_for
 from foretext.retrieval.runs import Run, ranking
 
 BLOCK_ROWS = 32_768  # rows scored at once; below 16k the bookkeeping of a block costs more than its product
@@ -126,7 +126,7 @@ def search(queries: np.ndarray, vectors: np.ndarray | Sequence[np.ndarray], k: i
                 if show_progress:
                     advance(len(block))
 
-        scan = _rounded_scan if rounded and 2 * k + 32 < rows else _scan
+        scan = _rounded_scan if rounded and candidates_for(k) < rows else _scan
         candidates = scan(asked, read, min(k + SPARE, rows), k)
     return rescored(queries, shards, candidates, k, similarity)
 
