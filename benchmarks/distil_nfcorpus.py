@@ -3,9 +3,10 @@
     python benchmarks/distil_nfcorpus.py NFCORPUS-FOLDER TEACHER-START -o runs/distil [--retriever FOLDER]
 
 The small retriever is pre-trained on crops of the collection's own documents, unless --retriever names one; TEACHER-START is what the
-cross-encoder starts from (all-MiniLM-L6-v2). Train queries alone teach: negatives are what the retriever itself takes for answers, the
-cross-encoder trains on them and scores them, and the retriever goes on from its own weights with the KL divergence to those scores. To
-tell what the teacher adds, the same training without it is shown too; to tell whether it can add anything, what it makes of the
+cross-encoder starts from, a retriever too (all-MiniLM-L6-v2). Train queries alone teach: negatives are drawn from what the small retriever
+finds. The cross-encoder first learns to score pairs as its start does with two vectors (labels alone teach it next to nothing in as many
+updates), then from the labels; it scores the groups, and the retriever goes on from its own weights with the KL divergence to those scores.
+To tell what the teacher adds, the same training without it is shown too; to tell whether it can add anything, what it makes of the
 retriever's own first documents. Each step is recognised when it is there, so that the same command goes on.
 """
 
@@ -16,9 +17,10 @@ from pathlib import Path
 from foretext.config import check
 from foretext.retrieval.collection import read_collection
 from foretext.retrieval.evaluate import Evaluation, evaluate, table
+from foretext.retrieval.group_folders import apply_scores
 from foretext.retrieval.groups import Groups, write_groups
 from foretext.retrieval.mine import MineConfig
-from foretext.retrieval.runs import read_run
+from foretext.retrieval.runs import Run, read_run
 from foretext.text.prepare import prepare
 from foretext.verbs.mine import mine_from
 from foretext.verbs.models import encoding_dtype, open_encoder
@@ -36,14 +38,16 @@ def main() -> None:
     parser.add_argument("--retriever", help="a small retriever that exists, instead of pre-training one")
     parser.add_argument("--pretrain-steps", type=int, default=300)
     parser.add_argument("-o", "--output", type=Path, default=Path("runs/distil"))
-    parser.add_argument("--negatives", type=int, default=10, help="mined per query")
-    parser.add_argument("--teacher-steps", type=int, default=150)
-    parser.add_argument("--teacher-lr", type=float, default=2e-4)
+    parser.add_argument("--negatives", type=int, default=20, help="per query, drawn from the first --depth that the retriever finds")
+    parser.add_argument("--depth", type=int, default=300)
+    parser.add_argument("--teacher-steps", type=int, nargs=2, default=(1200, 400), help="with its start's scores, and with the labels")
+    parser.add_argument("--teacher-lr", type=float, nargs=2, default=(1e-4, 3e-5))
+    parser.add_argument("--teacher-len", type=int, default=96, help="tokens of a pair")
     parser.add_argument("--teacher-group", type=int, default=8, help="passages of a query that the teacher learns from")
     parser.add_argument("--steps", type=int, default=300, help="of each training of the retriever")
-    parser.add_argument("--max-len", type=int, default=144, help="tokens of a pair, and of a passage")
-    parser.add_argument("--queries", type=int, default=600, help="train queries used: all, with 43 judged documents each, are many")
-    parser.add_argument("--positives", type=int, default=3, help="answers kept per query")
+    parser.add_argument("--max-len", type=int, default=144, help="tokens of a passage")
+    parser.add_argument("--queries", type=int, default=2590, help="train queries used")
+    parser.add_argument("--positives", type=int, default=6, help="answers kept per query (they have 43 on average)")
     parser.add_argument("--temperature", type=float, default=0.05, help="of the student")
     parser.add_argument("--reranked", type=int, default=20, help="candidates per test query that the teacher ranks, to see how good it is")
     options = parser.parse_args()
@@ -53,22 +57,27 @@ def main() -> None:
     evaluations = [scored("retriever", retriever, place / "before", collection)]
     mined = place / "mined.jsonl"
     if not mined.is_file():
-        config = MineConfig(rank_to=100, negatives=options.negatives, choose="sample")
+        config = MineConfig(rank_to=options.depth, negatives=options.negatives, choose="sample")
         groups, lines = mine_from([retriever], data, config)
         print("\n".join(lines))
-        write_groups(mined, smaller(groups, options.queries, options.positives))
-    training = {"steps": options.teacher_steps, "batch_size": 8, "optim": {"lr": options.teacher_lr}}
-    train_reranker(check(RerankerConfig, {
-        "data": str(mined), "output": str(place / "teacher"), "group_size": options.teacher_group,
-        "objective": {"max_len": options.max_len}, "encoder": {"start": options.teacher}, "training": training}))  # fmt: skip
+        groups = smaller(groups, options.queries, options.positives)
+        score(groups, options.teacher, options.max_len)
+        write_groups(mined, groups)
+    start = options.teacher
+    for i, loss in enumerate([{"loss": "kl", "teacher_temperature": 0.05}, {"loss": "listwise"}]):
+        training = {"steps": options.teacher_steps[i], "batch_size": 16, "optim": {"lr": options.teacher_lr[i]}}
+        train_reranker(check(RerankerConfig, {
+            "data": str(mined), "output": str(place / f"teacher-{i + 1}"), "group_size": options.teacher_group,
+            "objective": {"max_len": options.teacher_len} | loss, "encoder": {"start": start}, "training": training}))  # fmt: skip
+        start = str(place / f"teacher-{i + 1}")
     dtype = encoding_dtype("auto")
     if not (place / "reranked").is_dir():
         first = str(place / "before" / "run.trec")
-        score_candidates(str(place / "teacher"), data, str(place / "reranked"), run=first, k=options.reranked, dtype=dtype)
+        score_candidates(start, data, str(place / "reranked"), run=first, k=options.reranked, dtype=dtype)
     again = evaluate(read_run(place / "reranked" / "run.trec")[0], collection, name=f"its first {options.reranked} by the teacher")
     print("\n".join(table([*evaluations, again], against=0)))
     if not (place / "scored").is_dir():
-        print("\n".join(score_candidates(str(place / "teacher"), str(mined), str(place / "scored"), dtype=dtype)))
+        print("\n".join(score_candidates(start, str(mined), str(place / "scored"), dtype=dtype)))
     distilled = {"distill": "kl", "contrastive_weight": 0.1}
     names = {"hard negatives alone": {}, "distilled": distilled}
     for name, objective in names.items():
@@ -94,6 +103,20 @@ def pretrained(data: str, options: argparse.Namespace) -> Path:
             "objective": {"name": "contrastive", "temperature": options.temperature},
             "training": {"steps": options.pretrain_steps, "batch_size": 256, "optim": {"lr": 2e-3}}}))  # fmt: skip
     return run
+
+
+def score(groups: Groups, model: str, max_len: int) -> None:
+    """Puts the retriever's cosine of query and passage on every entry."""
+    encoder = open_encoder(model)
+    encoder.max_len = max_len
+    names = list(groups.passages)
+    place, vectors = {name: i for i, name in enumerate(names)}, encoder.encode(list(groups.passages.values()), "document", show_progress=True)
+    queries = encoder.encode([group.query for group in groups.groups], "query", show_progress=True)
+    run: Run = {}
+    for group, query in zip(groups.groups, queries):
+        some = run.setdefault(group.query_id, {})
+        some |= {entry.id: float(vectors[place[entry.id]] @ query) for entry in (*group.positives, *group.negatives)}
+    apply_scores(groups, run)
 
 
 def smaller(groups: Groups, queries: int, positives: int) -> Groups:

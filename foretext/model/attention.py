@@ -19,6 +19,7 @@ Bias = Sequence[Tensor]
 
 TIGHT = 0.75  # a bucket holds neighbours down to this share of its longest sequence,
 SHORT = 64  # tokens; but sequences this short share one: more operations would cost more than the padding (docs/LOG.md)
+STEP = 16  # keys: a CPU's softmax takes up to twice as long over a row that ends within one (docs/LOG.md), so padding ends at whole ones
 WRITTEN_OUT_BELOW = 512  # tokens: up to here softmax(q k^T) v by hand beats the fused kernel in bf16 on CPUs (docs/LOG.md),
 AMX = torch.cpu._is_amx_tile_supported()  # but for its forward pass alone on those with matrix tiles, where that is twice as fast
 
@@ -96,6 +97,7 @@ class Layout:
         width = int(sizes[first:last].max())
         if width * (last - first) == stop - start:
             return Bucket(first, last, start, stop, width, None, None)
+        width += -width % STEP
         real = torch.arange(width) < sizes[first:last, None]
         return Bucket(first, last, start, stop, width, real.flatten().nonzero().squeeze(1), real)
 
@@ -252,7 +254,19 @@ def _rectangle(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: fl
         if dropout:
             weights = F.dropout(weights, dropout)
         return weights @ v
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and mask is None and k.shape[2] % STEP and not k.requires_grad:
+        k, v, mask = _whole_steps(k, v)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+
+
+def _whole_steps(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Keys and values of one rectangle with hidden zeros up to the next whole step, and the mask that hides them."""
+    b, H, L, d = k.shape
+    wide = k.new_empty(2, b, L + -L % STEP, H, d).transpose(2, 3)
+    wide[0, :, :, :L], wide[1, :, :, :L], wide[..., L:, :] = k, v, 0
+    mask = k.new_zeros(1, 1, 1, wide.shape[3])
+    mask[..., L:] = torch.finfo(k.dtype).min
+    return wide[0], wide[1], mask
 
 
 def written_out(k: Tensor, mask: Tensor | None, dropout: float) -> bool:

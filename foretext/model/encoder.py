@@ -81,6 +81,8 @@ class Tokens:
 class Linear(nn.Linear):
     """A linear map whose fp32 master weights follow the activations' dtype; initialised N(0, .02), bias 0."""
 
+    cast: tuple[Tensor, Tensor | None] | None = None  # weight and bias in another dtype, of a network that is only read from here on
+
     def reset_parameters(self) -> None:
         nn.init.normal_(self.weight, std=0.02)
         if self.bias is not None:
@@ -88,12 +90,20 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor, then: Literal["none", "gelu"] = "none") -> Tensor:
         """x W^T + b, and `then` maybe its GELU."""
-        weight, bias = self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype)
+        weight, bias = self.cast if self.cast and self.cast[0].dtype == x.dtype else self._in(x.dtype)
         if AMX and x.dtype == torch.bfloat16 and x.device.type == "cpu" and torch.is_inference_mode_enabled():
             # Adds the bias on the tiles before they are written, where F.linear takes a pass over memory; it has no gradient.
             return torch.ops.mkldnn._linear_pointwise(x, weight, bias, then, [], "none")
         x = F.linear(x, weight, bias)
         return F.gelu(x) if then == "gelu" else x
+
+    def cast_once(self, dtype: torch.dtype) -> None:
+        """Keep a copy of the weights in `dtype`: with few tokens a cast at every call takes longer than the product (docs/LOG.md)."""
+        if dtype != self.weight.dtype:
+            self.cast = tuple(None if x is None else x.detach() for x in self._in(dtype))
+
+    def _in(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+        return self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype)
 
 
 class LayerNorm(nn.LayerNorm):

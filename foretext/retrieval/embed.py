@@ -124,6 +124,10 @@ class TextEncoder:
             projection and projection.to(device),
         )
         model.lowercase, model.notes = settings.lowercase, settings.notes
+        for network in filter(None, (model.encoder, model.document_encoder, model.projection)):
+            for module in network.modules():
+                if isinstance(module, Linear):
+                    module.cast_once(dtype)
         return model
 
     @property
