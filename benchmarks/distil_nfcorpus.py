@@ -65,7 +65,7 @@ def main() -> None:
         write_groups(mined, groups)
     start = options.teacher
     for i, loss in enumerate([{"loss": "kl", "teacher_temperature": 0.05}, {"loss": "listwise"}]):
-        training = {"steps": options.teacher_steps[i], "batch_size": 16, "optim": {"lr": options.teacher_lr[i]}}
+        training = {"steps": options.teacher_steps[i], "batch_size": 16, "micro_tokens": 4096, "optim": {"lr": options.teacher_lr[i]}}
         train_reranker(check(RerankerConfig, {
             "data": str(mined), "output": str(place / f"teacher-{i + 1}"), "group_size": options.teacher_group,
             "objective": {"max_len": options.teacher_len} | loss, "encoder": {"start": start}, "training": training}))  # fmt: skip
@@ -110,7 +110,8 @@ def score(groups: Groups, model: str, max_len: int) -> None:
     encoder = open_encoder(model)
     encoder.max_len = max_len
     names = list(groups.passages)
-    place, vectors = {name: i for i, name in enumerate(names)}, encoder.encode(list(groups.passages.values()), "document", show_progress=True)
+    place = {name: i for i, name in enumerate(names)}
+    vectors = encoder.encode(list(groups.passages.values()), "document", show_progress=True)
     queries = encoder.encode([group.query for group in groups.groups], "query", show_progress=True)
     run: Run = {}
     for group, query in zip(groups.groups, queries):

@@ -14,6 +14,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from turns import Answer, clock, peak_memory, serve
 
+from foretext.model import attention
+from foretext.model import encoder as encoder_file
+from foretext.model.encoder import Encoder
 from foretext.model.presets import preset
 from foretext.model.towers import new_encoder
 from foretext.objectives import OBJECTIVES
@@ -95,8 +98,15 @@ def flops(objective: Objective, batch, lengths: np.ndarray, tokens: int) -> floa
     return None
 
 
+def compile_parts(encoder: Encoder) -> None:
+    """What follows attention in each layer, forward and backward, as one compiled function of any number of tokens."""
+    attention.AMX = encoder_file.AMX = False  # which asks whether gradients are on, and that cannot be compiled
+    for block in encoder.blocks:
+        block.attended, block.feed_forward = (torch.compile(part, dynamic=True) for part in (block.attended, block.feed_forward))
+
+
 def make(about: dict):
-    """A contender: {objective, settings, encoder, cases, texts, threads, data, model, precision, max_len}."""
+    """A contender: {objective, settings, cases, texts, threads, data, precision, max_len, compile}."""
     torch.set_num_threads(about["threads"])
     torch.manual_seed(0)
     tune_allocator()
@@ -108,6 +118,8 @@ def make(about: dict):
     objective = kind(encoder, tokenizer, kind.Config(**about.get("settings", {}))).train()
     precision = about.get("precision") or ("bf16" if has_bf16(ALONE.device) else "fp32")
     objective.encoder.compute_dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    if about.get("compile"):
+        compile_parts(encoder)
     config = OptimConfig()
     optimizer = make_optimizer(objective, config)
     sources, counted = {}, {}
@@ -124,7 +136,7 @@ def make(about: dict):
         micro = batches.step(steps[case])
         steps[case] += 1
         made = now()
-        if first:
+        if first and not about.get("compile"):  # a function that is first called while something counts is never compiled
             with FlopCounterMode(display=False) as counter:
                 backward(objective, micro, ALONE)
         else:
@@ -140,7 +152,7 @@ def make(about: dict):
         tokens = real_tokens(objective, source)
         if first:
             formula = flops(objective, micro[0], lengths_of(source), tokens) if len(micro) == 1 else None
-            counted[case] = (formula or counter.get_total_flops(), "formula" if formula else "counted")
+            counted[case] = (formula, "formula") if formula else (counter.get_total_flops(), "counted")
         work, how = counted[case]
         return {"seconds": end - begin, "tokens": tokens, "rows": micro[0].counts, "flops": work, "how": how, "precision": precision,
                 "loading": made - begin, "passes": went - made, "clip": clipped - went, "optimizer": end - clipped}
