@@ -118,8 +118,9 @@ class Searcher:
     def __init__(self, folder: str | Path, exact: bool = False, world: World | None = None):
         self.folder = _index_folder(folder)
         self.vectors: Vectors = open_vectors(self.folder)
-        # A question is too short to pay for casting the weights, and parts of a search on several machines have to agree.
-        self.encoder = open_encoder(read_json(self.folder / "model.json")["model"], "fp32")
+        # As the documents were: parts of a search on several machines have to agree.
+        dtype = "bf16" if self.vectors.manifest.get("compute_dtype") == "bfloat16" else "fp32"
+        self.encoder = open_encoder(read_json(self.folder / "model.json")["model"], dtype)
         self.index: Index | None = None if exact else open_index(self.folder, self.vectors)
         self.world = world or World(0, 1, torch.device("cpu"))
         self._bm25: BM25 | None = None
