@@ -59,7 +59,7 @@ class Bench:
     """One run: what was asked, what was found so far, and the file it goes into."""
 
     def __init__(self, asked: argparse.Namespace):
-        self.output, self.threads, self.quick = asked.output, asked.threads, asked.quick
+        self.output, self.threads, self.quick, self.precision = asked.output, asked.threads, asked.quick, asked.precision
         self.data, self.logs = asked.output / "data", asked.output / "logs"
         self.texts, self.rounds = (4, 1) if asked.quick else (32, asked.rounds)
         self.begin = time.monotonic()
@@ -134,7 +134,7 @@ def objectives(bench: Bench) -> dict[str, Any]:
     found = {}
     for name, kind in OBJECTIVES.items():
         cases = ["full", "full shared"] if kind.reads == "clusters" else ["full", "mixed"]
-        about = bench.about(objective=name)
+        about = bench.about(objective=name, precision=bench.precision)
         found[name] = bench.turns("objectives", {name: ("steps.py", about)}, cases)
     return found
 
@@ -239,7 +239,8 @@ def table(found: dict[str, Any]) -> list[str]:
     if not found["complete"]:
         lines += [f"**Not complete: {', '.join(name for name in PARTS if name not in parts)} not measured.**", ""]
     loads = f"{c['load average at the start'][0]:.1f} at the start, {c['load average at the end'][0]:.1f} at the end"
-    products = [run["gemm"] for run in parts.values() if "gemm" in run]
+    every = [run for part in parts.values() for run in ([part] if "gemm" in part else part.values()) if isinstance(run, dict)]
+    products = [run["gemm"] for run in every if "gemm" in run]
     best = ", ".join(f"{kind} {max(p[kind] for p in products) / 1e9:.0f}" for kind in ("fp32", "bf16") if products and kind in products[0])
     lines += [f"{c['processor']}, {c['cores of this process']} cores for this, threads: {c['threads']}; load {loads}; {c['seconds']} s. "
               f"Python {c['python']}; " + ", ".join(f"{name} {value}" for name, value in c["versions"].items()) + ".",
@@ -370,6 +371,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a few minutes, to see that everything runs")
     parser.add_argument("--threads", type=int, default=min(2, len(os.sched_getaffinity(0))))
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds after one warm-up")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], help="of the steps of every objective; default: what the machine is fast in")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--output", type=Path, default=Path("runs/bench"))
     bench = Bench(parser.parse_args())
