@@ -91,6 +91,13 @@ class Layout:
         buckets = [cls._bucket(first, last, sizes, ends) for first, last in zip(edges, edges[1:])]
         return cls(lengths, ends.to(torch.int32), tuple(buckets)).to(device)
 
+    @classmethod
+    def of_ones(cls, count: int, splits: Sequence[int], device: str | torch.device) -> "Layout":
+        """`of([1] * count, splits, device)`, made where it is wanted: a copy from the host would wait for a GPU."""
+        edges = [0, *splits, count]
+        buckets = tuple(Bucket(first, last, first, last, 1, None, None) for first, last in zip(edges, edges[1:]))
+        return cls((1,) * count, torch.arange(count + 1, dtype=torch.int32, device=device), buckets)
+
     @staticmethod
     def _bucket(first: int, last: int, sizes: Tensor, ends: Tensor) -> Bucket:
         start, stop = int(ends[first]), int(ends[last])

@@ -166,7 +166,7 @@ class Seq2Seq(Objective):
             vectors = self.encoder(source, rows=source.layout.first_rows)
         else:
             vectors = pool(self.encoder(source), source.layout, self.pooling).to(self.encoder.compute_dtype)
-        return Memory.one_each(vectors, Layout.of([1] * len(vectors), source.layout.splits, vectors.device), targets)
+        return Memory.one_each(vectors, Layout.of_ones(len(vectors), source.layout.splits, vectors.device), targets)
 
     def summary(self, means: dict[str, float]) -> dict[str, float]:
         """Perplexity: the exponential of the mean over the corpus, not a mean of exponentials."""
