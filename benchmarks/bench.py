@@ -371,7 +371,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a few minutes, to see that everything runs")
     parser.add_argument("--threads", type=int, default=min(2, len(os.sched_getaffinity(0))))
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds after one warm-up")
-    parser.add_argument("--precision", choices=["fp32", "bf16"], help="of the steps of every objective; default: what the machine is fast in")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], help="of every objective's step; default: what is fast here")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--output", type=Path, default=Path("runs/bench"))
     bench = Bench(parser.parse_args())

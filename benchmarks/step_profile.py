@@ -1,18 +1,22 @@
 """Where a training step goes: CPU time of one thread by kind of operation, for texts of 128 tokens and of mixed length.
 
 Run: `OMP_NUM_THREADS=1 python benchmarks/step_profile.py [objective ...] [--mixed] [--operations 25]`
-A network of 4 layers x 256 with a vocabulary of 30,528 random ids, 4,096 tokens a step, bf16, AdamW, one thread.
+A network of 4 layers x 256 with a vocabulary of 30,528 random ids, 4,096 tokens a step, bf16, AdamW, one thread. `products at` is the rate
+of the step's own matrix products; `ceiling` is that rate as a share of the best square product of this minute: what the step would reach
+of the peak if everything but its products took no time.
 """
 
 import argparse
 import time
 from statistics import median
 
+import gemm
 import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 
 from foretext.model.encoder import Encoder
 from foretext.model.presets import preset
@@ -77,7 +81,7 @@ def step(objective: Objective, data: Documents | Pairs, optimizer: torch.optim.O
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("names", nargs="*", default=["mlm", "contrastive", "retromae", "mpnet"])
+    parser.add_argument("names", nargs="*", default=[name for name, kind in OBJECTIVES.items() if kind.reads in ("documents", "pairs")])
     parser.add_argument("--mixed", action="store_true")
     parser.add_argument("--operations", type=int, default=0, help="also list so many operations")
     given = parser.parse_args()
@@ -85,7 +89,8 @@ def main() -> None:
     tune_allocator()
     tokenizer = Tokenizer.train(["a b c " * 100], kind="wordpiece", vocab_size=64)
     world, console = World.join("cpu"), Console()
-    columns = ("objective", "tokens/s", "step ms", "collate", "matrix products", "optimiser", "the rest")
+    best = gemm.make({"threads": 1})
+    columns = ("objective", "tokens/s", "step ms", "collate", "matrix products", "optimizer", "the rest", "products at", "ceiling")
     table = Table(*columns, title="processor time of a step")
     for name in given.names:
         objective = make(name, tokenizer)
@@ -97,10 +102,14 @@ def main() -> None:
             step(objective, data, optimizer, world)
             step(objective, data, optimizer, world)
         spent = {e.key.removeprefix("aten::"): e.self_cpu_time_total / 2e6 for e in seen.key_averages()}
+        with FlopCounterMode(display=False) as counter:
+            backward(objective, [objective.collate(data)], world)
         products, total = sum(spent.get(key, 0.0) for key in GEMM), collate + work + update
         share = products / sum(spent.values())
+        rate = counter.get_total_flops() / (share * (work + update))  # the profiler's own clock runs while others work
         table.add_row(name, f"{tokens / total:,.0f}", f"{1000 * total:.0f}", f"{collate / total:.1%}", f"{share:.0%}",
-                      f"{update / total:.1%}", f"{1 - share - (collate + update) / total:.0%}")
+                      f"{update / total:.1%}", f"{1 - share - (collate + update) / total:.0%}",
+                      f"{rate / 1e9:.0f} GFLOP/s", f"{rate / best('')['bf16']:.0%}")
         if given.operations:
             console.print(name, seen.key_averages().table(sort_by="self_cpu_time_total", row_limit=given.operations))
     console.print(table)
