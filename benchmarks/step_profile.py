@@ -18,8 +18,8 @@ from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from foretext.model.encoder import Encoder
 from foretext.model.presets import preset
+from foretext.model.towers import new_encoder
 from foretext.objectives import OBJECTIVES
 from foretext.objectives.base import Objective
 from foretext.text.batches import Documents
@@ -38,7 +38,8 @@ GEMM = ("mm", "addmm", "bmm", "baddbmm", "mkldnn_linear", "linear")
 def make(name: str, tokenizer: Tokenizer) -> Objective:
     """The objective on the network that it is made for."""
     torch.manual_seed(0)
-    encoder = Encoder(preset("mpnet-mini" if name == "mpnet" else "bert-mini", VOCABULARY, max_len=LENGTH))
+    start = OBJECTIVES[name].start or ("mpnet-mini" if name == "mpnet" else "bert-mini")
+    encoder = new_encoder(preset(start, VOCABULARY, **({} if OBJECTIVES[name].start else {"max_len": LENGTH})))
     objective = OBJECTIVES[name](encoder, tokenizer).train()
     encoder.compute_dtype = torch.bfloat16
     return objective
