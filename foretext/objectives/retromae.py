@@ -134,7 +134,8 @@ class RetroMAE(Objective):
             real = bucket.real if bucket.real is not None else torch.ones(bucket.size, bucket.width, dtype=torch.bool, device=token.device)
             n = real.sum(1)
             pool = min(bucket.width, self.config.decoder_masks)
-            hidden = sample_words(lengths, keys, "decoder_pool", word_budget(n, self.config.decoder_share), pool)
+            budget = word_budget(n, self.config.decoder_share)
+            hidden = sample_words(lengths, keys, "decoder_pool", budget, pool, sizes=batch.words.sizes)
             seen = hidden.view(torch.uint8) ^ 1  # bytes: torch negates bools ten times as slowly
             words = seen.shape[2]
             seen = torch.nn.functional.pad(seen, (0, 2), value=1)  # two more words: special tokens are always seen, padding never

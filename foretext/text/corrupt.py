@@ -60,9 +60,7 @@ class Words:
 
     token: Tensor  # (T,) the word of each token, counted within its sequence; -1 for special tokens
     lengths: Tensor  # (B, W) tokens of each word, 0 beyond the last
-
-    def to(self, device: str | torch.device) -> "Words":
-        return Words(self.token.to(device), self.lengths.to(device))
+    sizes: int  # how many different lengths they have
 
     @classmethod
     def of(cls, documents: Documents, vocabulary: Vocabulary) -> "Words":
@@ -80,10 +78,11 @@ class Words:
         word = torch.where(ordinary, word, -1)
         lengths = torch.zeros(len(documents), max(1, int(word.max()) + 1 if len(word) else 1), dtype=torch.int64)
         lengths.index_put_((sequence[ordinary], word[ordinary]), torch.ones((), dtype=torch.int64), accumulate=True)
-        return cls(word, lengths)
+        return cls(word, lengths, int((torch.bincount(lengths.flatten())[1:] > 0).sum()))
 
 
-def sample_words(lengths: Tensor, keys: Tensor, stream: str, budget: Tensor, draws: int = 1, force_one: bool = True) -> Tensor:
+def sample_words(lengths: Tensor, keys: Tensor, stream: str, budget: Tensor, draws: int = 1, force_one: bool = True,
+                 sizes: int | None = None) -> Tensor:
     """Choose whole words until a budget of tokens is used up, `draws` times independently for every sequence.
 
     The sampler W of objectives.md 0.5: walk the words in random order, skip a word that would exceed the budget, else take it.
@@ -91,17 +90,22 @@ def sample_words(lengths: Tensor, keys: Tensor, stream: str, budget: Tensor, dra
     Args:
         lengths: (B, W) tokens of each word, 0 = no word. keys: (B,). budget: (B,) tokens, at least 1.
         force_one: where every word is longer than the budget, take the shortest.
+        sizes: at most so many different lengths the words have; a GPU that is told does not have to be asked, which would wait for it.
     Returns:
         (B, draws, W) bool
     """
     B, W = lengths.shape
-    at_once = max(1, IN_CACHE // (draws * W)) if lengths.device.type == "cpu" else B
-    parts = [_sample(lengths[i : i + at_once], keys[i : i + at_once], stream, budget[i : i + at_once], draws) for i in range(0, B, at_once)]
-    chosen = parts[0] if len(parts) == 1 else torch.cat(parts)
+    on_host = lengths.device.type == "cpu"
+    if on_host:
+        at = [slice(i, i + max(1, IN_CACHE // (draws * W))) for i in range(0, B, max(1, IN_CACHE // (draws * W)))]
+        parts = [_sample(lengths[i], keys[i], stream, budget[i], draws) for i in at]
+        chosen = parts[0] if len(parts) == 1 else torch.cat(parts)
+    else:
+        chosen = _sample_in_rounds(lengths, keys, stream, budget, draws, len(lengths.unique()) if sizes is None else sizes)
     if force_one:
         shortest = lengths.masked_fill(lengths == 0, 1 << 40).argmin(1)
         empty = (chosen.view(torch.uint8).amax(2) == 0) & (lengths > 0).any(1)[:, None]
-        if empty.any():
+        if not on_host or empty.any():
             chosen |= empty[:, :, None] & (torch.arange(W, device=lengths.device) == shortest[:, None, None])
     return chosen
 
@@ -137,6 +141,27 @@ def _sample(lengths: Tensor, keys: Tensor, stream: str, budget: Tensor, draws: i
         on = (left > 0) & (after < end)
         draw, left, after, end = draw[on], left[on], after[on], end[on]
     return chosen
+
+
+def _sample_in_rounds(lengths: Tensor, keys: Tensor, stream: str, budget: Tensor, draws: int, rounds: int) -> Tensor:
+    """`_sample` for a device that is never asked how far it is: the same words, by a number of steps that is known before.
+
+    A round takes what fits until the first word that is too long for what is left. That word is shorter than the one at which the round
+    before ended, which what was left then could not hold either. So there are no more rounds than different lengths of words.
+    """
+    _, order, sizes = _rank_words(_tickets(lengths, keys, stream, draws), lengths)
+    left = budget.to(torch.int32)[:, None, None]
+    fits = sizes <= left  # and is not taken yet
+    taken = torch.zeros_like(fits)
+    for _ in range(rounds):
+        used = (sizes * fits).cumsum(2, dtype=torch.int32)
+        within = used <= left
+        taken |= fits & within
+        left = left - (used * within).amax(2, keepdim=True)
+        fits = fits & ~within & (sizes <= left)
+    B, W = lengths.shape
+    chosen = torch.zeros(B, draws, W + 1, dtype=torch.bool, device=lengths.device)  # word W is nobody's
+    return chosen.scatter_(2, order.long(), taken)[:, :, :W]
 
 
 def shuffle_words(lengths: Tensor, keys: Tensor, stream: str) -> tuple[Tensor, Tensor]:
@@ -219,7 +244,7 @@ def select(documents: Documents, vocabulary: Vocabulary, how: str, share: float,
 
 def sample_tokens(documents: Documents, eligible: Tensor, budget: Tensor, stream: str) -> Tensor:
     """Choose `budget` (B,) eligible tokens of every sequence without replacement (all of them where there are fewer): (T,) bool."""
-    each = Words(torch.where(eligible, documents.positions, -1), _grid(eligible.long(), documents))
+    each = Words(torch.where(eligible, documents.positions, -1), _grid(eligible.long(), documents), 1)
     return _tokens(sample_words(each.lengths, documents.keys, stream, budget)[:, 0], each, documents.sequence)
 
 

@@ -25,7 +25,7 @@ def bags(objective, ids: list[list[int]], V: int) -> torch.Tensor:
     rows = [torch.tensor([objective.tokenizer.cls_id, *text, objective.tokenizer.sep_id]) for text in ids]
     words = torch.cat([torch.tensor([-1, *range(len(text)), -1]) for text in ids])
     documents = Documents(torch.cat(rows), lengths, torch.zeros(len(ids), dtype=torch.int64), torch.arange(len(ids)))
-    return objective.bags(SimpleNamespace(words=Words(words, torch.ones(1, 1)), clean=flat(documents)), (len(ids), V))
+    return objective.bags(SimpleNamespace(words=Words(words, torch.ones(1, 1), 1), clean=flat(documents)), (len(ids), V))
 
 
 @pytest.mark.parametrize(("how", "value"), [("set", 0.662541), ("counts", 1.160478)])

@@ -36,7 +36,7 @@ def test_visibility_of_the_worked_example(monkeypatch):
     """`[CLS] a b c [SEP]`, words b and c hidden in every mask."""
     tokenizer = alphabet(40)
     objective = retromae(tokenizer)
-    monkeypatch.setattr(module, "sample_words", lambda lengths, *_: torch.tensor([False, True, True]).expand(1, 5, 3).clone())
+    monkeypatch.setattr(module, "sample_words", lambda lengths, *_, **__: torch.tensor([False, True, True]).expand(1, 5, 3).clone())
     (seen,) = seen_of(objective, objective.collate(random_documents(tokenizer, [3])))
     assert [row.nonzero().squeeze(1).tolist() for row in seen] == [[1, 4], [0, 4], [0, 1, 4], [0, 1, 4], [0, 1]]
 

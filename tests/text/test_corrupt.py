@@ -95,6 +95,19 @@ def test_sampler_equals_the_walk():
             assert set(chosen[b, d].nonzero().squeeze(1).tolist()) == walk(lengths[b].tolist(), order, int(budget[b]))
 
 
+@pytest.mark.parametrize("longest", [2, 6, 30])
+def test_sampler_of_a_device_chooses_the_same_words(longest):
+    draw = torch.Generator().manual_seed(longest)
+    counts = torch.randint(0, 60, (200,), generator=draw)
+    lengths = torch.randint(1, longest, (200, 60), generator=draw) * (torch.arange(60) < counts[:, None])
+    budget, keys = torch.randint(1, 90, (200,), generator=draw), example_keys(3, 0, torch.arange(200))
+    chosen = sample_words(lengths, keys, "select", budget, draws=9, force_one=False)
+    sizes = len(lengths.unique()) - 1
+    assert torch.equal(module._sample_in_rounds(lengths, keys, "select", budget, 9, sizes), chosen)
+    few = module._sample_in_rounds(lengths, keys, "select", budget, 9, 1)
+    assert longest == 2 or not torch.equal(few, chosen)  # the rounds are needed
+
+
 def test_sampler_is_fair():
     """Ten words of one token, three taken: each as often as the others, and each pair."""
     lengths, keys = torch.ones(1, 10, dtype=torch.int64), example_keys(0, 0, torch.tensor([0]))
