@@ -52,8 +52,13 @@ def no_negatives(queries: Tensor, documents: Tensor, known: Tensor | None = None
     """
     hidden = documents[:, None] == documents
     if known is not None and len(known):
-        hidden = hidden | torch.isin((queries[:, None] << 32) + documents, known)
+        hidden = hidden | among((queries[:, None] << 32) + documents, known)
     return hidden & ~torch.eye(len(documents), dtype=torch.bool, device=documents.device)
+
+
+def among(codes: Tensor, known: Tensor) -> Tensor:
+    """Which codes are among the `known`, of which there is one or more, sorted: `torch.isin`, for which a GPU would be waited for."""
+    return known[torch.searchsorted(known, codes).clamp(max=len(known) - 1)] == codes
 
 
 def cross_entropy(scores: Tensor, smoothing: float, hidden: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ from torch import Tensor
 from foretext.errors import UserError
 from foretext.model.encoder import Encoder, Linear, Tokens
 from foretext.model.heads import Pooling, sequence_vectors
+from foretext.model.scores import among
 from foretext.objectives.base import Batch, Objective, ObjectiveConfig, Step, flat_longest_first, prompts
 from foretext.objectives.show import Note, Row, Shown, plain_texts
 from foretext.text.batches import Source
@@ -200,8 +201,8 @@ class Contrastive(Objective):
             hidden |= known_pairs(rows["query"], rows["passage"], target, batch.known)
         if self.config.margin is not None:
             if "teacher" in rows:
-                scores = torch.full((B, P), float("nan"), device=target.device)
-                scores[own] = rows["teacher"].flatten()
+                places = target[:, None] + torch.arange(P // B, device=target.device)  # (B, G), the own group's
+                scores = torch.full((B, P), float("nan"), device=target.device).scatter(1, places, rows["teacher"])
                 hidden |= self.above(scores, target)
             if "guide_query" in rows:
                 hidden |= self.above(rows["guide_query"] @ rows["guide_passage"].T, target)
@@ -249,7 +250,7 @@ class Contrastive(Objective):
 def known_pairs(queries: Tensor, passages: Tensor, target: Tensor, known: Tensor) -> Tensor:
     """(B, P) bool: passages, other than the row's own, that are the same text as its positive or known to answer its query."""
     same_text = passages[target][:, None] == passages
-    answers = torch.isin((queries[:, None] << 32) + passages, known) if len(known) else same_text
+    answers = among((queries[:, None] << 32) + passages, known) if len(known) else same_text
     others = torch.arange(len(passages), device=passages.device) != target[:, None]
     return (same_text | answers) & others
 

@@ -95,21 +95,21 @@ class ELECTRA(Objective):
             raise UserError("objective.segments: this encoder has no token types to tell two segments apart by; take a bert or electra one")
         if self.config.disc_start_step:
             self.register_buffer("updates", torch.zeros((), dtype=torch.int64))  # in the checkpoint
-            self.register_load_state_dict_post_hook(lambda module, _: module.weigh())
-        self.weigh()
+            self.register_load_state_dict_post_hook(lambda module, _: module.weigh(int(module.updates)))
+        self.weigh(0)
         self.generator = make_generator(encoder, self.config.generator_width, self.config.generator_layers)
         self.generator_head = TokenHead(self.generator)
         self.discriminator_head = DiscriminatorHead(encoder.config.width)
 
-    def weigh(self) -> None:
-        """The discriminator's loss counts from its first step on."""
-        started = not self.config.disc_start_step or int(self.updates) >= self.config.disc_start_step
-        self.weights = {"discriminator": self.config.weight * started}
+    def weigh(self, done: int) -> None:
+        """The discriminator's loss counts from its first step on. `updates` is counted here as well: to read a GPU's would wait for it."""
+        self.done = done
+        self.weights = {"discriminator": self.config.weight * (done >= self.config.disc_start_step)}
 
     def updated(self) -> None:
         if self.config.disc_start_step:
             self.updates += 1
-            self.weigh()
+            self.weigh(self.done + 1)
 
     def heads(self) -> dict[str, Tensor]:
         return {name: value for name, value in super().heads().items() if name != "updates"}  # another run counts its own

@@ -63,7 +63,8 @@ class MargeBatch(Batch):
     queries: Layout  # the target tokens of each cluster
     keys: Layout  # the evidence tokens of each cluster
     hidden: Tensor  # (Nt, M) bool, True where the target must not see the evidence: itself, or another cluster's
-    clusters: Tensor  # (C, 2) how many targets and evidence texts each has
+    others: Tensor  # (Nt, M) bool, True where the evidence is another cluster's
+    clusters: tuple[tuple[int, int], ...]  # how many targets and evidence texts each has
 
 
 class MARGE(Objective):
@@ -281,14 +282,14 @@ class MARGE(Objective):
         written, places, labels = self.written(targets, examples.languages[order_t])
         framed, read = self.framed(targets), self.framed(evidence)
         own = examples.target_numbers[order_t][:, None] == examples.evidence_numbers[order_e][None]
-        hidden = own | (owner_t[:, None] != owner_e[None])
+        others = owner_t[:, None] != owner_e[None]
         splits = range(1, len(examples.target_counts))  # one bucket for each cluster: no padding
         sums = [torch.zeros(len(splits) + 1, dtype=torch.int64).index_add(0, owner, texts.lengths)
                 for owner, texts in ((owner_t, written), (owner_e, read))]
         counts = {"reconstruction": len(labels)} | ({"distillation": len(targets)} if "distillation" in self.terms else {})
         return MargeBatch(counts, len(framed.ids) + len(read.ids) + len(written.ids), targets.documents, flat(read), flat(framed),
-                          flat(written), places, labels, Layout.of(sums[0], splits), Layout.of(sums[1], splits), hidden,
-                          torch.stack((examples.target_counts, examples.evidence_counts), 1))
+                          flat(written), places, labels, Layout.of(sums[0], splits), Layout.of(sums[1], splits), own | others, others,
+                          tuple(zip(examples.target_counts.tolist(), examples.evidence_counts.tolist())))
 
     def written(self, targets: Documents, languages: Tensor) -> tuple[Documents, Tensor, Tensor]:
         """The decoder's input - prefix, text -, where it is asked for the next token, and that token: text, [SEP]."""
@@ -332,13 +333,13 @@ class MARGE(Objective):
 
     def biases(self, batch: MargeBatch, relevance: Tensor) -> list[Bias]:
         """For each layer with cross-attention the bias beta * relevance, (1, 1 or H, T, S) in each cluster; own copies are hidden."""
-        dtype, counts = self.encoder.compute_dtype, batch.clusters.tolist()
+        dtype = self.encoder.compute_dtype
         shape = {}  # bucket of queries -> which target each token is of, which text each key is of, and their relevance
         t = e = 0
-        for bucket, (some_t, some_e) in zip(batch.queries.buckets, counts):
-            lengths = [torch.tensor(layout.lengths[a:a + n], device=relevance.device) for layout, a, n in (
-                (batch.written.layout, t, some_t), (batch.evidence.layout, e, some_e))]
-            of_target, of_text = (F.one_hot(torch.arange(len(n), device=n.device).repeat_interleave(n)).to(relevance) for n in lengths)
+        for bucket, keys, (some_t, some_e) in zip(batch.queries.buckets, batch.keys.buckets, batch.clusters):
+            of_target, of_text = (
+                (layout.sequence[k.start:k.stop, None] == torch.arange(first, first + n, device=relevance.device)).to(relevance)
+                for layout, k, first, n in ((batch.written.layout, bucket, t, some_t), (batch.evidence.layout, keys, e, some_e)))
             part = (slice(t, t + some_t), slice(e, e + some_e))
             shape[bucket] = of_target, of_text, relevance[part], batch.hidden[part]
             t, e = t + some_t, e + some_e
@@ -366,10 +367,8 @@ class MARGE(Objective):
     @torch.no_grad()
     def measured(self, batch: MargeBatch, relevance: Tensor) -> dict[str, tuple[Tensor, Tensor | int]]:
         """Mean relevance within clusters and to other clusters' evidence, and the scale."""
-        owner = [torch.repeat_interleave(torch.arange(len(batch.clusters), device=relevance.device), n) for n in batch.clusters.T]
-        others = owner[0][:, None] != owner[1][None]
-        return {"relevance_used": (relevance[~batch.hidden].sum(), (~batch.hidden).sum()),
-                "relevance_random": (relevance[others].sum(), others.sum()),
+        return {"relevance_used": (relevance.masked_fill(batch.hidden, 0.0).sum(), (~batch.hidden).sum()),
+                "relevance_random": ((relevance * batch.others).sum(), batch.others.sum()),
                 "beta": (self.beta.mean() * len(batch.clusters), len(batch.clusters))}
 
     def generate(self, prompts: list[Tensor], config: GenerationConfig, language: int = 0) -> list[Tensor]:
@@ -405,7 +404,7 @@ class MARGE(Objective):
             relevance = self.vectors(batch.targets) @ self.read(batch.evidence)[1].T
         asked = dict(zip(batch.places.tolist(), batch.labels.tolist()))
         t = e = 0
-        for c, (some_t, some_e) in enumerate(batch.clusters.tolist()):
+        for c, (some_t, some_e) in enumerate(batch.clusters):
             shown.append(Note(f"cluster {c + 1}: {some_t} targets are written from {some_e} evidence texts"))
             for m in range(e, e + some_e):
                 start, stop = batch.evidence.layout.cu_seqlens[m:m + 2].tolist()

@@ -46,6 +46,7 @@ class PermutedBatch(Batch):
     query_step: Tensor  # (K,)
     labels: Tensor  # (K,) the original ids
     third: Tensor  # (K,) which third of its block a query lies in
+    masks: Tensor  # (K,) flat indices of the content's stand-ins
     skipped: int  # texts without a token to predict
 
 
@@ -101,11 +102,10 @@ class MPNet(Objective):
             dict.fromkeys(self.terms, len(places)), content.shape[1] + len(places), documents.documents,
             Tokens(content[0], content[1], layout), Tokens(stand_ins, positions[places], Layout.of(sizes, splits=layout.splits)),
             kind, content[2], step, documents.ids[places],
-            step * 3 // sizes.repeat_interleave(sizes), int((sizes == 0).sum()))
+            step * 3 // sizes.repeat_interleave(sizes), behind, int((sizes == 0).sum()))
 
     def forward(self, batch: PermutedBatch) -> Step:
-        masks = (batch.kind == MASK).nonzero().squeeze(1) if self.config.add_mlm else None
-        predicted, read = self.streams(batch, masks)  # (K, D), (K, D) or None
+        predicted, read = self.streams(batch, batch.masks if self.config.add_mlm else None)  # (K, D), (K, D) or None
         words, labels, count = self.encoder.words, batch.labels, len(batch.labels)
         loss, correct = self.head.loss(predicted, words, labels)
         metrics = {"accuracy": (correct, count), "skipped": (batch.skipped, len(batch.documents))}
