@@ -7,7 +7,7 @@ tests that run over the table then know it.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
@@ -39,7 +39,9 @@ class ObjectiveConfig(BaseModel):
 
 @dataclass(frozen=True)
 class Batch:
-    """What `collate` makes. Subclasses add tensors and `Tokens`; `to` moves them all.
+    """What `collate` makes. Subclasses add tensors and dataclasses of tensors; `to` moves them all.
+
+    What `forward` has to know as a number - a length, a count - is a number here, because to ask a GPU for one waits for all it has to do.
 
     Attributes:
         counts: per loss term, how many labelled items this batch holds. The loop divides by their sum over the whole step.
@@ -52,12 +54,30 @@ class Batch:
     documents: Tensor
 
     def to(self, device: str | torch.device) -> Batch:
-        """The batch on another device; pinned and asynchronous when that is a GPU."""
-        moved = {}
-        for spec in dataclasses.fields(self):
-            value = getattr(self, spec.name)
-            moved[spec.name] = value.to(device) if hasattr(value, "to") else value
-        return type(self)(**moved)
+        """The batch on another device; nobody waits for the copies where it is `pinned`.
+
+        That is safe on the way to a GPU, where what reads a copy comes after it in the same stream, and torch gives a pinned block to
+        nobody else before the copy is over. On the way back nothing would come after it, so that is waited for.
+        """
+        device = torch.device(device)
+        if self.documents.device == device:
+            return self
+        return with_tensors(self, lambda tensor: tensor.to(device, non_blocking=device.type != "cpu"))
+
+    def pinned(self) -> Batch:
+        """The batch in memory that the system keeps in its place, from which a GPU fetches it by itself; for the loader's thread."""
+        return with_tensors(self, Tensor.pin_memory)
+
+
+def with_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """`value` with `change(tensor)` for each tensor in it, through dataclasses and tuples."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, tuple):
+        return tuple(with_tensors(part, change) for part in value)
+    if dataclasses.is_dataclass(value):
+        return type(value)(**{field.name: with_tensors(getattr(value, field.name), change) for field in dataclasses.fields(value)})
+    return value
 
 
 @dataclass

@@ -82,8 +82,13 @@ class Rounds:
     def _use(self, step: int, source: Source, valid: Source | None) -> None:
         self.first, self.source = step, source
         self.valid = valid if valid is not None and len(valid.lengths) else None
-        self.batches = Batches(source, self.objective.collate, self.batch_size, self.micro_tokens, self.seed, self.world.rank,
+        self.batches = Batches(source, self.collate, self.batch_size, self.micro_tokens, self.seed, self.world.rank,
                                self.world.size, step, self.objective.static)
+
+    def collate(self, examples: Any) -> Batch:
+        """The objective's batch, where a GPU trains in memory that it can fetch it from."""
+        batch = self.objective.collate(examples)
+        return batch.pinned() if self.world.device.type == "cuda" else batch
 
     def split_at(self, micro_tokens: int) -> None:
         """Cut steps into micro-batches of about so many tokens from now on."""

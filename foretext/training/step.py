@@ -18,7 +18,7 @@ Sums = dict[str, tuple[Tensor | float, Tensor | float]]  # name -> (sum, count) 
 
 
 def backward(model: nn.Module, batches: Sequence[Batch], world: World) -> Sums:
-    """Add the gradient of one step to `.grad`.
+    """Add the gradient of one step to `.grad`. Nothing in here reads a number from a GPU, so that its queue never runs empty.
 
     Args:
         model: an objective, or what `World.wrap` made of one.
@@ -36,10 +36,11 @@ def backward(model: nn.Module, batches: Sequence[Batch], world: World) -> Sums:
         last = i == len(batches) - 1
         if split:
             set_random_state(states[i], world.device)
+        batch = batch.to(world.device)
         with world.sync(model, now=last):  # gradients travel once, with the last micro-batch
-            step = model(batch.to(world.device))
+            step = model(batch)
             if objective.couples and not split:
-                joint = objective.couple(step.vectors, step.rows, batch.to(world.device))
+                joint = objective.couple(step.vectors, step.rows, batch)
                 step.terms |= joint.terms
                 step.metrics |= joint.metrics
             loss = total(objective, step, counts)
