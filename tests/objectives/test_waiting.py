@@ -73,7 +73,7 @@ def step_without_waiting(objective, batches) -> None:
 @pytest.mark.parametrize("micro_tokens", [10**9, 400], ids=["whole", "split"])
 def test_a_step_reads_nothing_from_the_device(name, layout, micro_tokens):
     objective = make_objective(name, layout, dropout=0.0 if layout.startswith("convert") else 0.1)
-    batches = one_step(objective, batch_size=6, micro_tokens=micro_tokens)
+    batches = one_step(objective, batch_size=8, micro_tokens=micro_tokens)
     assert (len(batches) == 1) == (micro_tokens > 400)
     step_without_waiting(objective, batches)
 
