@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from foretext.model.encoder import Encoder, Linear
+from foretext.model.encoder import Encoder
+from foretext.model.layers import Linear
 from foretext.model.presets import preset
 from foretext.objectives.marge import MARGE
 from foretext.retrieval.bm25 import BM25

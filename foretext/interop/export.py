@@ -13,10 +13,11 @@ import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from foretext.files import whole_file, whole_folder, write_json
-from foretext.model.encoder import Encoder, Linear
+from foretext.model.encoder import Encoder
 from foretext.model.folder import Heads, write_heads
 from foretext.model.heads import TokenHead
 from foretext.model.huggingface import write_encoder
+from foretext.model.layers import Linear
 from foretext.model.towers import is_towers, write_towers
 from foretext.retrieval.embed import TextEncoder
 from foretext.retrieval.towers import TowerEncoder

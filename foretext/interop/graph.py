@@ -9,8 +9,8 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from foretext.model.attention import Bucket, Layout
 from foretext.model.encoder import Tokens
+from foretext.model.layout import Bucket, Layout
 from foretext.retrieval.embed import TextEncoder
 
 

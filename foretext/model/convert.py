@@ -12,8 +12,10 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from foretext.model.attention import Bias, Bucket, attend, make_bias
-from foretext.model.encoder import LayerNorm, Linear, Tokens
+from foretext.model.attention import Bias, attend, make_bias
+from foretext.model.encoder import Tokens
+from foretext.model.layers import LayerNorm, Linear
+from foretext.model.layout import Bucket
 
 PERIODS = (47, 11)  # of the two position tables; co-prime, so that the pair repeats after 517 positions only (section 3.1)
 

@@ -14,8 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from foretext.model.attention import Bias, Layout, attend
-from foretext.model.encoder import Block, Encoder, EncoderConfig, LayerNorm, Linear, Rotary, Tokens
+from foretext.model.attention import Bias, attend
+from foretext.model.encoder import Block, Encoder, EncoderConfig, Tokens
+from foretext.model.layers import LayerNorm, Linear, Rotary
+from foretext.model.layout import Layout
 
 KeysValues = tuple[Tensor, Tensor]  # twice (rows, H, d)
 

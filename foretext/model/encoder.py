@@ -12,7 +12,9 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from foretext.model.attention import AMX, Bias, Bucket, Layout, attend, make_bias
+from foretext.model.attention import Bias, attend, make_bias
+from foretext.model.layers import LayerNorm, Linear, Rotary, relative_bucket
+from foretext.model.layout import Bucket, Layout
 
 
 class EncoderConfig(BaseModel):
@@ -76,57 +78,6 @@ class Tokens:
     def to(self, device: str | torch.device) -> "Tokens":
         move = lambda x: None if x is None else x.to(device, non_blocking=True)  # noqa: E731
         return Tokens(move(self.ids), move(self.positions), self.layout.to(device), move(self.types))
-
-
-class Linear(nn.Linear):
-    """A linear map whose fp32 master weights follow the activations' dtype; initialised N(0, .02), bias 0."""
-
-    cast: tuple[Tensor, Tensor | None] | None = None  # weight and bias in another dtype, of a network that is only read from here on
-
-    def reset_parameters(self) -> None:
-        nn.init.normal_(self.weight, std=0.02)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
-
-    def forward(self, x: Tensor, then: Literal["none", "gelu"] = "none") -> Tensor:
-        """x W^T + b, and `then` maybe its GELU."""
-        weight, bias = self.cast if self.cast and self.cast[0].dtype == x.dtype else self._in(x.dtype)
-        if AMX and x.dtype == torch.bfloat16 and x.device.type == "cpu" and torch.is_inference_mode_enabled():
-            # Adds the bias on the tiles before they are written, where F.linear takes a pass over memory; it has no gradient.
-            return torch.ops.mkldnn._linear_pointwise(x, weight, bias, then, [], "none")
-        x = F.linear(x, weight, bias)
-        return F.gelu(x) if then == "gelu" else x
-
-    def cast_once(self, dtype: torch.dtype) -> None:
-        """Keep a copy of the weights in `dtype`: with few tokens a cast at every call takes longer than the product (docs/LOG.md)."""
-        if dtype != self.weight.dtype:
-            self.cast = tuple(None if x is None else x.detach() for x in self._in(dtype))
-
-    def _in(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-        return self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype)
-
-
-class LayerNorm(nn.LayerNorm):
-    """Layer normalisation in the activations' dtype (statistics are fp32 inside the kernel)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), bias, self.eps)
-
-
-class Rotary:
-    """cos and sin of one rotary base at given positions (RoFormer, arXiv 2104.09864), rotating halves of the head."""
-
-    def __init__(self, positions: Tensor, head_width: int, theta: float, dtype: torch.dtype):
-        rates = theta ** -(torch.arange(0, head_width, 2, device=positions.device, dtype=torch.float32) / head_width)
-        angles = positions[:, None].float() * rates  # (T, d/2)
-        self.cos = angles.cos().to(dtype)[:, None]  # (T, 1, d/2)
-        self.sin = angles.sin().to(dtype)[:, None]
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Rotate x (T, H, d): feature k turns with feature k + d/2."""
-        a, b = x.chunk(2, dim=-1)
-        return torch.cat((a * self.cos - b * self.sin, b * self.cos + a * self.sin), dim=-1)
 
 
 class Block(nn.Module):
@@ -330,16 +281,3 @@ class Encoder(nn.Module):
     def new_block(self) -> Block:
         """A fresh layer of the same kind, for an objective's decoder or head."""
         return Block(self.config)
-
-
-BUCKET_EDGES = (8, 12, 16, 23, 32, 46, 64, 91)  # distances at which f(a) steps from 7 + i to 8 + i
-
-
-def relative_bucket(apart: Tensor) -> Tensor:
-    """MPNet's bucket of key position - query position (T5's rule with 32 buckets up to 128), from integers only."""
-    furthest = BUCKET_EDGES[-1]  # all beyond are alike, so that a small table knows the answers
-    every = torch.arange(-furthest, furthest + 1, device=apart.device)
-    distance = every.abs()
-    far = 7 + sum(distance >= edge for edge in BUCKET_EDGES)  # by numbers of the host: to copy a tensor of edges would wait for a GPU
-    known = torch.where(distance < 8, distance, far) + 16 * (every > 0)
-    return known[apart.clamp(-furthest, furthest) + furthest]

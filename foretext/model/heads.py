@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from foretext.model.attention import Layout
-from foretext.model.encoder import Encoder, EncoderConfig, LayerNorm, Linear, Tokens
+from foretext.model.encoder import Encoder, EncoderConfig, Tokens
+from foretext.model.layers import LayerNorm, Linear
+from foretext.model.layout import Layout
 
 CHUNK_LOGITS = 1 << 26  # logits that exist at once: 128 MB in bf16
 CACHED_LOGITS = 1 << 19  # of these, what a CPU takes from logits to gradient while they stay in its cache (docs/LOG.md)

@@ -8,9 +8,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from foretext.model.attention import Layout, attend
+from foretext.model.attention import attend
 from foretext.model.convert import quick_gelu
-from foretext.model.encoder import LayerNorm, Linear
+from foretext.model.layers import LayerNorm, Linear
+from foretext.model.layout import Layout
 
 Reduce = Literal["cls", "mean", "max", "sha", "2ha"]
 ReductionScale = Literal["inv_sqrt", "sqrt", "mean"]

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from foretext.errors import UserError
 from foretext.files import read_json, write_json
 from foretext.model.convert import ConvertConfig, ConvertEncoder
-from foretext.model.encoder import Encoder, EncoderConfig, Linear, Tokens
+from foretext.model.encoder import Encoder, EncoderConfig, Tokens
 from foretext.model.folder import read_tensors
+from foretext.model.layers import Linear
 from foretext.model.quantize import Quantized, fake_quantized, pack, unpack
 from foretext.model.reductions import FeedForwardStack, Reduce, Reduction, ReductionScale
 

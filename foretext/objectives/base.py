@@ -18,9 +18,9 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from foretext.errors import UserError
-from foretext.model.attention import Layout
 from foretext.model.encoder import Encoder, Tokens
 from foretext.model.heads import Pooling
+from foretext.model.layout import Layout
 from foretext.objectives.show import Shown
 from foretext.text.batches import Documents, Source, StoreSource
 from foretext.text.clusters import Rows

@@ -29,8 +29,9 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from foretext.errors import UserError
-from foretext.model.encoder import Encoder, Linear, Tokens
+from foretext.model.encoder import Encoder, Tokens
 from foretext.model.heads import Pooling, sequence_vectors
+from foretext.model.layers import Linear
 from foretext.model.scores import among
 from foretext.objectives.base import Batch, Objective, ObjectiveConfig, Step, flat_longest_first, prompts
 from foretext.objectives.show import Note, Row, Shown, plain_texts

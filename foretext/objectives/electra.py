@@ -27,9 +27,10 @@ from torch import Tensor, nn
 
 from foretext.errors import UserError
 from foretext.files import whole_folder
-from foretext.model.encoder import Encoder, EncoderConfig, Linear, Tokens
+from foretext.model.encoder import Encoder, EncoderConfig, Tokens
 from foretext.model.heads import TokenHead
 from foretext.model.huggingface import write_encoder
+from foretext.model.layers import Linear
 from foretext.objectives.base import Batch, Objective, ObjectiveConfig, Step, flat
 from foretext.objectives.show import Shown, interleaved, rows, titles
 from foretext.text.batches import Documents

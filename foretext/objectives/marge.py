@@ -36,11 +36,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from foretext.errors import UserError
-from foretext.model.attention import Bias, Bucket, Layout, make_bias
+from foretext.model.attention import Bias, make_bias
 from foretext.model.decoder import Decoder, Hypotheses, Memory
 from foretext.model.encoder import Encoder, Tokens
 from foretext.model.generation import GenerationConfig, generate
 from foretext.model.heads import TiedHead
+from foretext.model.layout import Bucket, Layout
 from foretext.objectives.base import Batch, Corpus, Objective, ObjectiveConfig, Step, flat, longest_first
 from foretext.objectives.show import Note, Row, Shown, Token
 from foretext.text.batches import Documents, StoreSource, spans

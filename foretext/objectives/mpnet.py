@@ -25,9 +25,9 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from foretext.model.attention import Layout
 from foretext.model.encoder import Tokens
 from foretext.model.heads import TokenHead
+from foretext.model.layout import Layout
 from foretext.objectives.base import Batch, Objective, ObjectiveConfig, Step
 from foretext.objectives.show import Row, Shown, Token, bounds, grids, interleaved, mark, titles
 from foretext.text.batches import Documents, spans

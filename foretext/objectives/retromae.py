@@ -21,8 +21,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from foretext.model.encoder import Linear, Tokens
+from foretext.model.encoder import Tokens
 from foretext.model.heads import TokenHead, max_logits
+from foretext.model.layers import Linear
 from foretext.objectives.base import Batch, Objective, ObjectiveConfig, Step, flat
 from foretext.objectives.show import Row, Shown, Token, grids, interleaved, rows, titles
 from foretext.text.batches import Documents

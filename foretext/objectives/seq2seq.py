@@ -27,12 +27,12 @@ from torch import Tensor
 
 from foretext.errors import UserError
 from foretext.files import whole_folder
-from foretext.model.attention import Layout
 from foretext.model.bart import fits_bart, write_bart
 from foretext.model.decoder import Decoder, Hypotheses, Memory
 from foretext.model.encoder import Tokens
 from foretext.model.generation import GenerationConfig, generate
 from foretext.model.heads import Pooling, TiedHead, pool
+from foretext.model.layout import Layout
 from foretext.objectives.base import Batch, Objective, ObjectiveConfig, Step, flat
 from foretext.objectives.show import Row, Shown, Token, bounds, interleaved, titles
 from foretext.text.batches import Documents

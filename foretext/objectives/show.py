@@ -10,7 +10,7 @@ import torch
 from rich.text import Text
 from torch import Tensor
 
-from foretext.model.attention import Layout
+from foretext.model.layout import Layout
 from foretext.text.tokenizer import Tokenizer
 
 MEANINGS = {  # kind -> (style on a terminal, meaning)

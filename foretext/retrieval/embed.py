@@ -20,10 +20,11 @@ from torch import Tensor
 
 from foretext.errors import UserError
 from foretext.files import inside, read_json, whole_file, write_json
-from foretext.model.encoder import Encoder, Linear, Tokens
+from foretext.model.encoder import Encoder, Tokens
 from foretext.model.folder import locate, read_tensors
 from foretext.model.heads import Pooling, sequence_vectors
 from foretext.model.huggingface import load_encoder
+from foretext.model.layers import Linear
 from foretext.model.towers import is_towers
 from foretext.progress import progress
 from foretext.text.tokenizer import Tokenizer

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from foretext.model import attention
-from foretext.model.attention import Layout, attend, make_bias, near_columns
+from foretext.model.attention import attend, make_bias, near_columns
+from foretext.model.layout import Layout
 
 H, D = 3, 8
 LENGTHS = {"mixed": [9, 30, 31, 30, 5, 5, 5, 1, 17], "equal": [12, 12, 12], "one": [1], "sorted": [31, 30, 25, 24, 9, 3, 2]}
@@ -139,6 +140,7 @@ def test_layout():
     flat = torch.arange(float(sum(lengths)))[:, None]
     for bucket in layout.buckets:
         assert torch.equal(bucket.unpad(bucket.pad(flat)), flat[bucket.start : bucket.stop])
+    assert [bucket.width for bucket in layout.buckets] == [112, 70, 30, 120]  # whole steps, where there is padding anyway
 
 
 def test_short_sequences_share_a_bucket():

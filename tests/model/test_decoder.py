@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from foretext.model.attention import Layout
 from foretext.model.decoder import Decoder, Memory, segment_bias
 from foretext.model.encoder import Encoder, Tokens
+from foretext.model.layout import Layout
 from foretext.model.presets import preset
 
 LAYOUTS = ("bert-tiny", "mpnet-tiny", "modernbert-tiny")

@@ -5,8 +5,9 @@ import torch
 import transformers
 
 from foretext.errors import UserError
-from foretext.model.encoder import Encoder, EncoderConfig, Tokens, relative_bucket
+from foretext.model.encoder import Encoder, EncoderConfig, Tokens
 from foretext.model.huggingface import NAMES, load_encoder, parameter_names
+from foretext.model.layers import Linear, relative_bucket
 from foretext.model.lora import add_lora
 from foretext.model.presets import FAMILIES, preset
 
@@ -166,6 +167,22 @@ def test_inference_mode_changes_nothing_but_rounding(family, adapters):
     usual = model(batch).detach().float()
     assert (fused - exact).norm() <= 1.2 * (usual - exact).norm()
     assert torch.cosine_similarity(fused, exact).min() > 0.999
+
+
+def test_weights_cast_once_are_the_same_and_never_old():
+    model, batch = encoder("bert"), tokens()
+    model.compute_dtype = torch.bfloat16
+    linear = [module for module in model.modules() if isinstance(module, Linear)]
+    with torch.no_grad():
+        before = model(batch)
+        for module in linear:
+            module.cast_once(torch.bfloat16)
+        assert torch.equal(model(batch), before)
+        for module in linear:
+            module.weight.mul_(0.5)
+        assert not torch.equal(model(batch), before)
+    model(batch).float().sum().backward()
+    assert all(module.weight.grad is not None for module in linear)
 
 
 def test_token_types_change_the_output():

@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 
 from foretext.model import heads
-from foretext.model.attention import Layout
 from foretext.model.encoder import Encoder
 from foretext.model.heads import TokenHead, cross_entropy_sum, pool
+from foretext.model.layout import Layout
 from foretext.model.presets import preset
 
 V, E = 50, 16

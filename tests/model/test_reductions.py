@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from foretext.model.attention import Layout
+from foretext.model.layout import Layout
 from foretext.model.reductions import FeedForwardStack, Reduction
 from foretext.model.scores import Scale, cross_entropy, no_negatives
 

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 import transformers
 
 from foretext.model import heads
-from foretext.model.attention import Layout
 from foretext.model.heads import max_logits
 from foretext.model.huggingface import save_encoder
+from foretext.model.layout import Layout
 from foretext.objectives.base import flat
 from foretext.objectives.retromae import DupMAE, RetroMAE
 from foretext.text.batches import Documents

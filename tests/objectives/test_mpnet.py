@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from foretext.model.encoder import relative_bucket
+from foretext.model.layers import relative_bucket
 from foretext.objectives.mpnet import CONTEXT, MASK, TARGET, MPNet
 from foretext.text.batches import Documents
 from foretext.text.corrupt import Words

@@ -10,10 +10,10 @@ import transformers
 from pydantic import ValidationError
 
 from foretext.errors import UserError
-from foretext.model.attention import Layout
 from foretext.model.bart import load_bart
 from foretext.model.encoder import Encoder, Tokens
 from foretext.model.generation import GenerationConfig
+from foretext.model.layout import Layout
 from foretext.model.presets import preset
 from foretext.objectives.seq2seq import Seq2Seq
 from foretext.text.pairs import NOTHING_KNOWN, Pairs
