@@ -9,13 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from foretext.model.layout import STEP, Bucket, Layout
+from foretext.model.layout import Bucket, Layout
 
 Bias = Sequence[Tensor]
 """One additive tensor per bucket, broadcastable to (b, H, Lq, Lk), with padded keys already at the dtype's minimum."""
 
 WRITTEN_OUT_BELOW = 512  # tokens: up to here softmax(q k^T) v by hand beats the fused kernel in bf16 on CPUs (docs/LOG.md),
 AMX = torch.cpu._is_amx_tile_supported()  # but for its forward pass alone on those with matrix tiles, where that is twice as fast
+STEP = 16  # keys: there its softmax takes up to twice as long over a row of bf16 that does not end with a whole step (docs/LOG.md)
 
 
 def make_bias(

@@ -15,7 +15,6 @@ from torch import Tensor
 
 TIGHT = 0.75  # a bucket holds neighbours down to this share of its longest sequence,
 SHORT = 64  # tokens; but sequences this short share one: more operations would cost more than the padding (docs/LOG.md)
-STEP = 16  # keys: a CPU's softmax takes up to twice as long over a row that ends within one (docs/LOG.md), so padding ends at whole ones
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,6 @@ class Layout:
         width = int(sizes[first:last].max())
         if width * (last - first) == stop - start:
             return Bucket(first, last, start, stop, width, None, None)
-        width += -width % STEP
         real = torch.arange(width) < sizes[first:last, None]
         return Bucket(first, last, start, stop, width, real.flatten().nonzero().squeeze(1), real)
 

@@ -140,7 +140,6 @@ def test_layout():
     flat = torch.arange(float(sum(lengths)))[:, None]
     for bucket in layout.buckets:
         assert torch.equal(bucket.unpad(bucket.pad(flat)), flat[bucket.start : bucket.stop])
-    assert [bucket.width for bucket in layout.buckets] == [112, 70, 30, 120]  # whole steps, where there is padding anyway
 
 
 def test_short_sequences_share_a_bucket():
