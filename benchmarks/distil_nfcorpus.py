@@ -4,10 +4,11 @@
 
 The small retriever is pre-trained on crops of the collection's own documents, unless --retriever names one; TEACHER-START is what the
 cross-encoder starts from, a retriever too (all-MiniLM-L6-v2). Train queries alone teach: negatives are drawn from what the small retriever
-finds. The cross-encoder first learns to score pairs as its start does with two vectors (labels alone teach it next to nothing in as many
-updates), then from the labels; it scores the groups, and the retriever goes on from its own weights with the KL divergence to those scores.
-To tell what the teacher adds, the same training without it is shown too; to tell whether it can add anything, what it makes of the
-retriever's own first documents. Each step is recognised when it is there, so that the same command goes on.
+finds. The cross-encoder learns to score pairs as its start does with two vectors (labels teach it little in as many updates, and what they
+teach does not pass on: docs/LOG.md); it scores the groups, and the retriever goes on from its own weights with the KL divergence to those
+scores. To tell what the teacher adds, the same training without it is shown too; to tell whether it can add anything, what it makes of the
+retriever's own first documents. Settings are chosen with --split dev. Each step is recognised when it is there, so that the same command
+goes on.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from foretext.config import check
-from foretext.retrieval.collection import read_collection
+from foretext.retrieval.collection import Collection, read_collection
 from foretext.retrieval.evaluate import Evaluation, evaluate, table
 from foretext.retrieval.group_folders import apply_scores
 from foretext.retrieval.groups import Groups, write_groups
@@ -40,21 +41,23 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=Path("runs/distil"))
     parser.add_argument("--negatives", type=int, default=20, help="per query, drawn from the first --depth that the retriever finds")
     parser.add_argument("--depth", type=int, default=300)
-    parser.add_argument("--teacher-steps", type=int, nargs=2, default=(1200, 400), help="with its start's scores, and with the labels")
-    parser.add_argument("--teacher-lr", type=float, nargs=2, default=(1e-4, 3e-5))
+    parser.add_argument("--teacher-steps", type=int, default=1200)
+    parser.add_argument("--teacher-lr", type=float, default=1e-4)
     parser.add_argument("--teacher-len", type=int, default=96, help="tokens of a pair")
     parser.add_argument("--teacher-group", type=int, default=8, help="passages of a query that the teacher learns from")
-    parser.add_argument("--steps", type=int, default=300, help="of each training of the retriever")
+    parser.add_argument("--steps", type=int, default=400, help="of each training of the retriever")
+    parser.add_argument("--lr", type=float, default=5e-4)
     parser.add_argument("--max-len", type=int, default=144, help="tokens of a passage")
     parser.add_argument("--queries", type=int, default=2590, help="train queries used")
     parser.add_argument("--positives", type=int, default=6, help="answers kept per query (they have 43 on average)")
     parser.add_argument("--temperature", type=float, default=0.05, help="of the student")
-    parser.add_argument("--reranked", type=int, default=20, help="candidates per test query that the teacher ranks, to see how good it is")
+    parser.add_argument("--reranked", type=int, default=20, help="candidates per query that the teacher ranks, to see how good it is")
+    parser.add_argument("--split", default="test", choices=["test", "dev"], help="of the queries that everything is measured on")
     options = parser.parse_args()
     data, place, collection = str(options.data), options.output, read_collection(options.data)
 
     retriever = options.retriever or str(pretrained(data, options))
-    evaluations = [scored("retriever", retriever, place / "before", collection)]
+    evaluations = [scored("retriever", retriever, place / f"before-{options.split}", collection, options.split)]
     mined = place / "mined.jsonl"
     if not mined.is_file():
         config = MineConfig(rank_to=options.depth, negatives=options.negatives, choose="sample")
@@ -63,31 +66,28 @@ def main() -> None:
         groups = smaller(groups, options.queries, options.positives)
         score(groups, options.teacher, options.max_len)
         write_groups(mined, groups)
-    start = options.teacher
-    for i, loss in enumerate([{"loss": "kl", "teacher_temperature": 0.05}, {"loss": "listwise"}]):
-        training = {"steps": options.teacher_steps[i], "batch_size": 16, "micro_tokens": 4096, "optim": {"lr": options.teacher_lr[i]}}
-        train_reranker(check(RerankerConfig, {
-            "data": str(mined), "output": str(place / f"teacher-{i + 1}"), "group_size": options.teacher_group,
-            "objective": {"max_len": options.teacher_len} | loss, "encoder": {"start": start}, "training": training}))  # fmt: skip
-        start = str(place / f"teacher-{i + 1}")
+    teacher = str(place / "teacher")
+    training = {"steps": options.teacher_steps, "batch_size": 16, "micro_tokens": 4096, "optim": {"lr": options.teacher_lr}}
+    train_reranker(check(RerankerConfig, {
+        "data": str(mined), "output": teacher, "group_size": options.teacher_group, "encoder": {"start": options.teacher},
+        "objective": {"max_len": options.teacher_len, "loss": "kl", "teacher_temperature": 0.05}, "training": training}))  # fmt: skip
     dtype = encoding_dtype("auto")
-    if not (place / "reranked").is_dir():
-        first = str(place / "before" / "run.trec")
-        score_candidates(start, data, str(place / "reranked"), run=first, k=options.reranked, dtype=dtype)
-    again = evaluate(read_run(place / "reranked" / "run.trec")[0], collection, name=f"its first {options.reranked} by the teacher")
+    reranked, first = place / f"reranked-{options.split}", place / f"before-{options.split}" / "run.trec"
+    if not reranked.is_dir():
+        score_candidates(teacher, data, str(reranked), run=str(first), k=options.reranked, split=options.split, dtype=dtype)
+    again = evaluate(read_run(reranked / "run.trec")[0], collection, options.split, name=f"its first {options.reranked} by the teacher")
     print("\n".join(table([*evaluations, again], against=0)))
     if not (place / "scored").is_dir():
-        print("\n".join(score_candidates(start, str(mined), str(place / "scored"), dtype=dtype)))
-    distilled = {"distill": "kl", "contrastive_weight": 0.1}
-    names = {"hard negatives alone": {}, "distilled": distilled}
+        print("\n".join(score_candidates(teacher, str(mined), str(place / "scored"), dtype=dtype)))
+    names = {"hard negatives alone": {}, "distilled": {"distill": "kl", "contrastive_weight": 0.1}}
     for name, objective in names.items():
         run = place / name.replace(" ", "-")
         objective = {"max_len": options.max_len, "temperature": options.temperature} | objective
-        training = {"steps": options.steps, "batch_size": 16, "optim": {"lr": 1e-4}}
+        training = {"steps": options.steps, "batch_size": 16, "optim": {"lr": options.lr}}
         train_retriever(check(FinetuneConfig, {
             "data": str(place / "scored" / "groups.jsonl"), "output": str(run), "group_size": 8, "objective": objective,
             "encoder": {"start": retriever}, "training": training}))  # fmt: skip
-        evaluations.append(scored(name, str(run), run / "scores", collection))
+        evaluations.append(scored(name, str(run), run / f"scores-{options.split}", collection, options.split))
     print("\n" + "\n".join(table(evaluations, against=0)))
     print("\n".join(table(evaluations[1:3], against=0)))
 
@@ -127,11 +127,11 @@ def smaller(groups: Groups, queries: int, positives: int) -> Groups:
     return replace(groups, groups=[replace(group, positives=group.positives[:positives]) for group in some])
 
 
-def scored(name: str, model: str, folder: Path, collection) -> Evaluation:
-    """The evaluation on test queries, from its run file if it was made before."""
+def scored(name: str, model: str, folder: Path, collection: Collection, split: str) -> Evaluation:
+    """The evaluation of a model, from its run file if it was made before."""
     if not (folder / "run.trec").is_file():
-        evaluate(open_encoder(model), collection, "test", name=name, show_progress=True).write(folder, overwrite=True)
-    return evaluate(read_run(folder / "run.trec")[0], collection, "test", name=name)
+        evaluate(open_encoder(model), collection, split, name=name, show_progress=True).write(folder, overwrite=True)
+    return evaluate(read_run(folder / "run.trec")[0], collection, split, name=name)
 
 
 if __name__ == "__main__":
