@@ -79,7 +79,7 @@ def main() -> None:
     print("\n".join(table([*evaluations, again], against=0)))
     if not (place / "scored").is_dir():
         print("\n".join(score_candidates(teacher, str(mined), str(place / "scored"), dtype=dtype)))
-    names = {"hard negatives alone": {}, "distilled": {"distill": "kl", "contrastive_weight": 0.1}}
+    names = {"hard negatives alone": {}, "distilled": {"distill": "kl"}}
     for name, objective in names.items():
         run = place / name.replace(" ", "-")
         objective = {"max_len": options.max_len, "temperature": options.temperature} | objective
