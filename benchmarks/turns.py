@@ -87,7 +87,7 @@ class Contender:
         return self._hear()
 
     def ask_warm(self, case: str) -> Answer:
-        """The second of two rounds: in their turns others took the caches, and the system idle memory; a loop never sleeps (docs/LOG.md)."""
+        """The second of two rounds: others took the caches in their turns, the system idle memory; a loop never sleeps (docs/LOG.md)."""
         return self.ask(case) if "problem" not in (first := self.ask(case)) else first
 
     def close(self) -> None:
