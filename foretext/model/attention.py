@@ -130,12 +130,17 @@ def _rectangle(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: fl
 
 def _whole_steps(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Keys and values of one rectangle with hidden zeros up to the next whole step, and the mask that hides them."""
-    b, H, L, d = k.shape
-    wide = k.new_empty(2, b, L + -L % STEP, H, d).transpose(2, 3)
-    wide[0, :, :, :L], wide[1, :, :, :L], wide[..., L:, :] = k, v, 0
-    mask = k.new_zeros(1, 1, 1, wide.shape[3])
+    b, H, L, _ = k.shape
+    W = L + -L % STEP
+
+    def widened(x: Tensor) -> Tensor:
+        wide = x.new_empty(b, W, H, x.shape[-1]).transpose(1, 2)  # heads beside each other, as they came
+        wide[:, :, :L], wide[:, :, L:] = x, 0
+        return wide
+
+    mask = k.new_zeros(1, 1, 1, W)
     mask[..., L:] = torch.finfo(k.dtype).min
-    return wide[0], wide[1], mask
+    return widened(k), widened(v), mask
 
 
 def written_out(k: Tensor, mask: Tensor | None, dropout: float) -> bool:

@@ -97,8 +97,9 @@ def sample_words(lengths: Tensor, keys: Tensor, stream: str, budget: Tensor, dra
     B, W = lengths.shape
     on_host = lengths.device.type == "cpu"
     if on_host:
-        at = [slice(i, i + max(1, IN_CACHE // (draws * W))) for i in range(0, B, max(1, IN_CACHE // (draws * W)))]
-        parts = [_sample(lengths[i], keys[i], stream, budget[i], draws) for i in at]
+        at_once = max(1, IN_CACHE // (draws * W))
+        some = [slice(i, i + at_once) for i in range(0, B, at_once)]
+        parts = [_sample(lengths[i], keys[i], stream, budget[i], draws) for i in some]
         chosen = parts[0] if len(parts) == 1 else torch.cat(parts)
     else:
         chosen = _sample_in_rounds(lengths, keys, stream, budget, draws, len(lengths.unique()) if sizes is None else sizes)

@@ -57,6 +57,14 @@ def test_plain(name, path):
 
 
 @pytest.mark.parametrize("name", LENGTHS)
+def test_values_wider_than_keys(name, path):
+    lengths = LENGTHS[name]
+    q, k, *v = tensors(sum(lengths), parts=4, dtype=path)
+    each = [naive(q, k, some, lengths).view(-1, H, D) for some in v]
+    close(attend(q, k, torch.cat(v, -1), Layout.of(lengths)), torch.cat(each, -1).flatten(1), path)
+
+
+@pytest.mark.parametrize("name", LENGTHS)
 @pytest.mark.parametrize("window", [0, 2, 11])
 def test_window(name, window, path):
     lengths = LENGTHS[name]
