@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ def run(output: Path, count: int = 40, texts: int = 24, refresh_every: int = 3, 
         memory.append(psutil.Process().memory_info().rss)
         found = links(*args)
         if dies_at is not None and len(memory) == 1 + dies_at // refresh_every:
+            until_written(output, dies_at // checkpoint_every * checkpoint_every)
             os.kill(os.getpid(), 9)
         return found
 
@@ -40,6 +42,14 @@ def run(output: Path, count: int = 40, texts: int = 24, refresh_every: int = 3, 
                             checkpoint_every=checkpoint_every, keep=10**6)
     train(objective, source, output, config, world=ALONE)
     return objective.state_dict(), memory
+
+
+def until_written(output: Path, step: int) -> None:
+    """Wait for the thread that brings a checkpoint to disk beside the training: slow disks must not decide what is tested."""
+    deadline = time.monotonic() + 60
+    while step not in steps(output):
+        assert time.monotonic() < deadline, f"no checkpoint of step {step} after a minute"
+        time.sleep(0.01)
 
 
 def killed(output: Path, **how) -> None:
