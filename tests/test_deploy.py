@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from kubeflow_trainer_api import models
 
 from foretext.text.prepare import prepare
 from tests.conftest import made_up_texts
@@ -39,12 +40,26 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def manifests(name: str) -> dict[str, dict]:
+    """The documents of a file by their kind."""
+    return {document["kind"]: document for document in yaml.safe_load_all((DEPLOY / name).read_text())}
+
+
 def command_of(name: str) -> list[str]:
     """What the training container of a manifest runs."""
-    manifest = yaml.safe_load((DEPLOY / name).read_text())
-    if manifest["kind"] == "TrainJob":
-        return manifest["spec"]["trainer"]["command"]
-    return manifest["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]["containers"][0]["command"]
+    found = manifests(name)
+    if "TrainJob" in found:
+        return found["TrainJob"]["spec"]["trainer"]["command"]
+    return found["PyTorchJob"]["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]["containers"][0]["command"]
+
+
+def unread(given, read, path: str = "") -> list[str]:
+    """The fields of a manifest that are not in what a published schema made of it, or hold something else there."""
+    if isinstance(given, dict) and isinstance(read, dict):
+        return [found for key, value in given.items() for found in unread(value, read.get(key), f"{path}.{key}")]
+    if isinstance(given, list) and isinstance(read, list) and len(given) == len(read):
+        return [found for i, pair in enumerate(zip(given, read)) for found in unread(*pair, f"{path}[{i}]")]
+    return [] if given == read else [path]
 
 
 @pytest.mark.parametrize("name", ["trainjob.yaml", "pytorchjob.yaml"])
@@ -57,13 +72,27 @@ def test_the_command_of_a_manifest_trains(name, data):
     assert (data / "run" / "export" / "model.safetensors").is_file()
 
 
-def test_manifests_say_what_the_operators_read():
-    train = yaml.safe_load((DEPLOY / "trainjob.yaml").read_text())
-    assert (train["apiVersion"], train["kind"]) == ("trainer.kubeflow.org/v1alpha1", "TrainJob")
-    assert set(train["spec"]) <= {"runtimeRef", "initializer", "trainer", "labels", "annotations", "podTemplateOverrides", "suspend",
-                                  "managedBy"}
-    assert set(train["spec"]["trainer"]) <= {"image", "command", "args", "env", "numNodes", "resourcesPerNode", "numProcPerNode"}
-    torch = yaml.safe_load((DEPLOY / "pytorchjob.yaml").read_text())
+def test_kubeflow_reads_every_field_of_the_trainjob():
+    found = manifests("trainjob.yaml")
+    runtime, job = found["TrainingRuntime"], found["TrainJob"]
+    assert unread(runtime, models.TrainerV1alpha1TrainingRuntime.from_dict(runtime).to_dict()) == []
+    assert unread(job, models.TrainerV1alpha1TrainJob.from_dict(job).to_dict()) == []
+    assert job["spec"]["runtimeRef"] == {"kind": "TrainingRuntime", "name": runtime["metadata"]["name"]}
+    template = runtime["spec"]["template"]["spec"]["replicatedJobs"][0]["template"]
+    # By these two the operator finds the container that the job's command, nodes and resources are for.
+    assert template["metadata"]["labels"]["trainer.kubeflow.org/trainjob-ancestor-step"] == "trainer"
+    assert template["spec"]["template"]["spec"]["containers"][0]["name"] == "node"
+
+
+def test_a_field_that_kubeflow_does_not_know_is_noticed():
+    job = manifests("trainjob.yaml")["TrainJob"]
+    job["spec"] |= {"podTemplateOverrides": []}  # of versions before 2.2
+    job["spec"]["trainer"] |= {"nodes": 2}
+    assert unread(job, models.TrainerV1alpha1TrainJob.from_dict(job).to_dict()) == [".spec.trainer.nodes", ".spec.podTemplateOverrides"]
+
+
+def test_the_older_operator_reads_every_field_of_the_pytorchjob():
+    torch = manifests("pytorchjob.yaml")["PyTorchJob"]
     assert (torch["apiVersion"], torch["kind"]) == ("kubeflow.org/v1", "PyTorchJob")
     assert set(torch["spec"]) <= {"elasticPolicy", "nprocPerNode", "pytorchReplicaSpecs", "runPolicy"}
     assert set(torch["spec"]["elasticPolicy"]) <= {"minReplicas", "maxReplicas", "maxRestarts", "metrics", "nProcPerNode", "rdzvBackend",
@@ -71,7 +100,9 @@ def test_manifests_say_what_the_operators_read():
     assert isinstance(torch["spec"]["nprocPerNode"], str)
     worker = torch["spec"]["pytorchReplicaSpecs"]["Worker"]
     assert set(worker) == {"replicas", "restartPolicy", "template"}
-    assert worker["template"]["spec"]["containers"][0]["name"] == "pytorch"  # the operator looks for this name
+    pods = worker["template"]
+    assert unread(pods, models.IoK8sApiCoreV1PodTemplateSpec.from_dict(pods).to_dict()) == []
+    assert pods["spec"]["containers"][0]["name"] == "pytorch"  # the operator looks for this name
 
 
 def slurm(folder: Path, **commands: str) -> dict[str, str]:
