@@ -29,7 +29,7 @@ test-slow: $(READY)  ## the proofs that take minutes: kill -9 and resume, leak b
 proof: $(READY)  ## where pre-training helps, and where it does not: about an hour
 	$(BIN)/python benchmarks/proof.py
 
-bench: $(READY)  ## what everything costs beside what people use today: 15 minutes on two idle cores; BENCH=--quick only tries it
+bench: $(READY)  ## what everything costs beside what people use today: twenty minutes on two idle cores; BENCH=--quick only tries it
 	-$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[bench]"
 	-$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps marge-pytorch  # its faiss-gpu would overwrite faiss-cpu
 	$(BIN)/python benchmarks/bench.py $(BENCH)
