@@ -303,7 +303,7 @@ def encode(about: dict):
     if about["library"] == "foretext":
         from foretext.retrieval.embed import TextEncoder
 
-        model = TextEncoder.load(folder, dtype=dtype)
+        model = TextEncoder.load(folder, dtype=dtype).freeze()  # as the verbs open it
         embed = model.encode
     else:
         from sentence_transformers import SentenceTransformer

@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from foretext.errors import UserError
 from foretext.files import inside, read_json, whole_file, write_json
@@ -125,11 +125,18 @@ class TextEncoder:
             projection and projection.to(device),
         )
         model.lowercase, model.notes = settings.lowercase, settings.notes
-        for network in filter(None, (model.encoder, model.document_encoder, model.projection)):
+        return model
+
+    def freeze(self) -> "TextEncoder":
+        """Only embed from now on: no gradients, and linear weights cast to the computation's dtype once. Returns itself."""
+        for network in self._networks():
+            network.requires_grad_(False)
             for module in network.modules():
                 if isinstance(module, Linear):
-                    module.cast_once(dtype)
-        return model
+                    module.freeze(self.compute_dtype)
+        for kind in ("query", "document"):  # requests that overlap then leave each other's precision alone
+            self.network(kind).compute_dtype = self.compute_dtype
+        return self
 
     @property
     def dimension(self) -> int:
@@ -219,6 +226,9 @@ class TextEncoder:
             digest.update(name.encode())
             digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
+
+    def _networks(self) -> list[nn.Module]:
+        return [network for network in (self.encoder, self.document_encoder, self.projection) if network is not None]
 
     def _weights(self) -> dict[str, Tensor]:
         others = {"document": self.document_encoder, "projection": self.projection}

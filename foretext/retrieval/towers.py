@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from foretext.files import read_json
 from foretext.model.encoder import Encoder, Tokens
@@ -69,6 +69,9 @@ class TowerEncoder(TextEncoder):
             yield
         finally:
             self.towers.train(training)
+
+    def _networks(self) -> list[nn.Module]:
+        return [self.towers]
 
     def _weights(self) -> dict[str, Tensor]:
         return self.towers.state_dict()

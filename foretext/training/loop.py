@@ -226,6 +226,8 @@ def budget(config: TrainingConfig, model: torch.nn.Module, rounds: Rounds, world
     for step in range(PROBED):
         begin = time.perf_counter()
         backward(model, rounds.batches.step(step), world)
+        if world.device.type == "cuda":
+            torch.cuda.synchronize()  # a step only queues its work
         seconds.append(time.perf_counter() - begin)
         model.zero_grad()
     # The first two steps warm up caches and are not counted; ranks must agree, so they take their mean.

@@ -18,7 +18,7 @@ def model_folder(name: str | Path) -> str:
 
 
 def open_encoder(model: str | Path, dtype: str = "auto", device: str | torch.device | None = None) -> TextEncoder:
-    """The encoder of a run folder, model folder or hub id, to embed with.
+    """The encoder of a run folder, model folder or hub id, to embed with alone (`TextEncoder.freeze`).
 
     Args:
         dtype: of the computation: bf16, fp32, or auto, which is bf16 where the device multiplies it in hardware, as in training.
@@ -28,7 +28,7 @@ def open_encoder(model: str | Path, dtype: str = "auto", device: str | torch.dev
     """
     chosen = encoding_dtype(dtype, device)
     tune_allocator()
-    return TextEncoder.load(model_folder(model), device, chosen)
+    return TextEncoder.load(model_folder(model), device, chosen).freeze()
 
 
 def encoding_dtype(name: str, device: str | torch.device | None = None) -> torch.dtype:

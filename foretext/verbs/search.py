@@ -118,8 +118,8 @@ class Searcher:
     def __init__(self, folder: str | Path, exact: bool = False, world: World | None = None):
         self.folder = _index_folder(folder)
         self.vectors: Vectors = open_vectors(self.folder)
-        # As the documents were: parts of a search on several machines have to agree.
-        dtype = "bf16" if self.vectors.manifest.get("compute_dtype") == "bfloat16" else "fp32"
+        # As the documents were, if this machine multiplies bf16: scores found on machines of one kind join to what one would have found.
+        dtype = "auto" if self.vectors.manifest.get("compute_dtype") == "bfloat16" else "fp32"
         self.encoder = open_encoder(read_json(self.folder / "model.json")["model"], dtype)
         self.index: Index | None = None if exact else open_index(self.folder, self.vectors)
         self.world = world or World(0, 1, torch.device("cpu"))

@@ -3,13 +3,15 @@
 import pytest
 import torch
 import transformers
+from torch import nn
 
 from foretext.errors import UserError
 from foretext.model.encoder import Encoder, EncoderConfig, Tokens
 from foretext.model.huggingface import NAMES, load_encoder, parameter_names
 from foretext.model.layers import Linear, relative_bucket
-from foretext.model.lora import add_lora
+from foretext.model.lora import add_lora, merge_lora
 from foretext.model.presets import FAMILIES, preset
+from foretext.training.optim import OptimConfig, make_optimizer
 
 V = 101
 LENGTHS = [40, 33, 33, 9, 4, 1]
@@ -169,20 +171,82 @@ def test_inference_mode_changes_nothing_but_rounding(family, adapters):
     assert torch.cosine_similarity(fused, exact).min() > 0.999
 
 
-def test_weights_cast_once_are_the_same_and_never_old():
-    model, batch = encoder("bert"), tokens()
+def frozen(model):
+    """`model` with its linear weights cast to bf16 once, and what it then says without gradients."""
     model.compute_dtype = torch.bfloat16
-    linear = [module for module in model.modules() if isinstance(module, Linear)]
+    for module in model.modules():
+        if isinstance(module, Linear):
+            module.freeze(torch.bfloat16)
+
+    def states(model=model):
+        with torch.inference_mode():
+            return model(tokens())
+
+    return states
+
+
+def fresh(model):
+    """What the same weights say in a network that never kept a cast."""
+    other = encoder("bert")
+    other.load_state_dict(model.state_dict())
+    other.compute_dtype = torch.bfloat16
+    with torch.inference_mode():
+        return other(tokens())
+
+
+def test_frozen_weights_say_the_same():
+    model = encoder("bert")
+    before = fresh(model)
+    states = frozen(model)
+    assert all(module.frozen for module in model.modules() if isinstance(module, Linear))
+    assert torch.equal(states(), before)
+
+
+def trained(model):
+    model.requires_grad_(True)
+    optimizer = make_optimizer(model, OptimConfig(lr=0.1))  # fused, which leaves the version of a tensor as it was
+    model(tokens()).float().square().sum().backward()
+    optimizer.step()
+    return model
+
+
+def doubled(model):
     with torch.no_grad():
-        before = model(batch)
-        for module in linear:
-            module.cast_once(torch.bfloat16)
-        assert torch.equal(model(batch), before)
-        for module in linear:
-            module.weight.mul_(0.5)
-        assert not torch.equal(model(batch), before)
-    model(batch).float().sum().backward()
-    assert all(module.weight.grad is not None for module in linear)
+        for module in model.modules():
+            if isinstance(module, Linear):
+                module.weight.mul_(2)
+    return model
+
+
+def merged(model):
+    add_lora(model, rank=2, alpha=4.0)
+    for name, x in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(x)
+    return merge_lora(model)
+
+
+def reloaded(model):
+    state = {name: x + 0.5 for name, x in model.state_dict().items()}
+    model.load_state_dict(state, assign=True)
+    return model
+
+
+@pytest.mark.parametrize("change", [trained, doubled, merged, reloaded])
+def test_frozen_weights_are_never_old(change):
+    model = encoder("bert")
+    states = frozen(model)
+    before = states()
+    model = change(model)
+    assert not torch.equal(states(model), before)
+    assert torch.equal(states(model), fresh(model))
+
+
+def test_weights_of_inference_mode_can_be_frozen():
+    with torch.inference_mode():
+        model = encoder("bert")
+        states = frozen(model)
+    assert torch.equal(states(), fresh(model))
 
 
 def test_token_types_change_the_output():

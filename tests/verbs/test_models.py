@@ -60,7 +60,7 @@ def test_a_folder_of_vectors_has_one_dtype(place, tmp_path):
     encode(place / "run", CORPUS, tmp_path / "index", (1, 2), dtype="bf16")
     vectors = open_vectors(tmp_path / "index")
     assert vectors.manifest["compute_dtype"] == "bfloat16" and vectors.manifest["dtype"] == "float32"
-    hits = Searcher(tmp_path / "index").search(TEXTS, 1)  # questions are in fp32
+    hits = Searcher(tmp_path / "index").search(TEXTS, 1)
     assert [hit[0].text for hit in hits] == TEXTS
 
 
