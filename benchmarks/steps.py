@@ -135,6 +135,7 @@ def make(about: dict):
         micro = batches.step(steps[case])
         steps[case] += 1
         made = now()
+        counter = None
         if first and not about.get("compile"):  # a function that is first called while something counts is never compiled
             with FlopCounterMode(display=False) as counter:
                 backward(objective, micro, ALONE)
@@ -151,7 +152,7 @@ def make(about: dict):
         tokens = real_tokens(objective, source)
         if first:
             formula = flops(objective, micro[0], lengths_of(source), tokens) if len(micro) == 1 else None
-            counted[case] = (formula, "formula") if formula else (counter.get_total_flops(), "counted")
+            counted[case] = (formula, "formula") if formula else (counter and counter.get_total_flops(), "counted")
         work, how = counted[case]
         return {"seconds": end - begin, "tokens": tokens, "rows": micro[0].counts, "flops": work, "how": how, "precision": precision,
                 "loading": made - begin, "passes": went - made, "clip": clipped - went, "optimizer": end - clipped}

@@ -1,11 +1,14 @@
 """What deploy/ starts, started here: the exact commands of the manifests, at toy size, on two processes."""
 
+import contextlib
 import json
 import os
 import shlex
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -139,11 +142,12 @@ def test_the_slurm_script_queues_itself_again_at_its_time_limit(data):
     settings["training"] |= {"steps": 100_000, "checkpoint_every": 5}
     (data / "run.yaml").write_text(yaml.safe_dump(settings))
     job = subprocess.Popen(["bash", batch_script(data), data / "run.yaml"], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-                           text=True)
-    checkpoints = data / "run" / "checkpoints"
+                           text=True, start_new_session=True)
+    checkpoints, end = data / "run" / "checkpoints", time.monotonic() + 240
     try:
         while not list(checkpoints.glob("step-*")):
             assert job.poll() is None, job.stderr.read()
+            assert time.monotonic() < end
             try:
                 job.wait(timeout=0.5)
             except subprocess.TimeoutExpired:
@@ -152,7 +156,8 @@ def test_the_slurm_script_queues_itself_again_at_its_time_limit(data):
         job.terminate()
         errors = job.communicate(timeout=120)[1]
     finally:
-        job.kill()
+        with contextlib.suppress(ProcessLookupError):  # torchrun would go on after the script
+            os.killpg(job.pid, signal.SIGKILL)
     assert "a checkpoint is written" in errors
     assert (data / "asked").read_text() == "requeue 7\n"
     assert max(int(path.name.removeprefix("step-")) for path in checkpoints.glob("step-*")) >= before

@@ -135,7 +135,7 @@ def test_leaving_early_ends_the_thread():
     before = threading.active_count()
     for _ in batches().prefetched(0, 1000):
         break
-    assert threading.active_count() == before
+    assert threading.active_count() <= before  # one of an earlier test may end meanwhile
 
 
 def test_long_rows_are_split_and_short_pieces_counted():

@@ -15,13 +15,24 @@ from safetensors.torch import load_file
 from foretext.text.prepare import prepare
 from tests.conftest import made_up_texts
 
-STEPS = 40
+STEPS = 120  # so many that the node is gone long before the last
 SETS = ("training.batch_size=16", "training.precision=fp32", "training.checkpoint_every=5", "encoder.start=bert-tiny")
 
 
 def command(folder, name: str) -> list[str]:
     return ["-m", "foretext.cli", "pretrain", "mlm", "-d", str(folder / "store"), "-o", str(folder / name), "--steps", str(STEPS),
             *(part for text in SETS for part in ("--set", text))]
+
+
+def until_listening(port: int) -> None:
+    """The first node has to host the rendezvous: with the other one it would go."""
+    end = time.monotonic() + 120
+    while True:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        assert time.monotonic() < end
+        time.sleep(0.1)
 
 
 def kill(process: subprocess.Popen) -> None:
@@ -47,7 +58,7 @@ def test_a_lost_node_changes_nothing(tmp_path):
                 "--rdzv-backend=c10d", f"--rdzv-endpoint=localhost:{port}", "--rdzv-id=elastic", "--rdzv-conf=last_call_timeout=3"]
     start = {"env": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     stays = subprocess.Popen([*torchrun, *command(tmp_path, "elastic")], **start)  # the first one hosts the rendezvous
-    time.sleep(1)
+    until_listening(port)
     goes = subprocess.Popen([*torchrun, *command(tmp_path, "elastic")], **start)
     try:
         checkpoints = tmp_path / "elastic" / "checkpoints"

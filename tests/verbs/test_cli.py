@@ -176,14 +176,17 @@ def test_kill_9_and_resume_ends_with_the_same_bits(place, tmp_path):
         return ["pretrain", "retromae", "-d", place / "store", "-o", output, "--steps", "60", *TINY,
                 "--set", "encoder.dropout=0.1", "--set", "training.checkpoint_every=7"]
 
+    begin = time.monotonic()
     foretext(*arguments(tmp_path / "whole"))
-    draw = np.random.default_rng(int(time.time()))
-    kills = 0
+    took = time.monotonic() - begin
+    seed, kills = int(time.time()), 0
+    print(f"the moments are those of seed {seed}")
+    draw = np.random.default_rng(seed)
     while not (tmp_path / "killed" / "export").exists():
         command = [sys.executable, "-c", "from foretext.cli import main; main()", *map(str, arguments(tmp_path / "killed"))]
         process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         try:
-            process.wait(timeout=float(draw.uniform(6, 16)) + 2 * kills)
+            process.wait(timeout=took * (float(draw.uniform(0.3, 0.9)) + 0.2 * kills))
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
