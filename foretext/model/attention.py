@@ -130,17 +130,10 @@ def _rectangle(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: fl
 
 def _whole_steps(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Keys and values of one rectangle with hidden zeros up to the next whole step, and the mask that hides them."""
-    b, H, L, _ = k.shape
-    W = L + -L % STEP
-
-    def widened(x: Tensor) -> Tensor:
-        wide = x.new_empty(b, W, H, x.shape[-1]).transpose(1, 2)  # heads beside each other, as they came
-        wide[:, :, :L], wide[:, :, L:] = x, 0
-        return wide
-
-    mask = k.new_zeros(1, 1, 1, W)
-    mask[..., L:] = torch.finfo(k.dtype).min
-    return widened(k), widened(v), mask
+    more = -k.shape[2] % STEP
+    mask = F.pad(k.new_zeros(1, 1, 1, k.shape[2]), (0, more), value=torch.finfo(k.dtype).min)
+    k, v = (F.pad(x.transpose(1, 2), (0, 0, 0, 0, 0, more)).transpose(1, 2) for x in (k, v))  # heads beside each other, as they came
+    return k, v, mask
 
 
 def written_out(k: Tensor, mask: Tensor | None, dropout: float) -> bool:

@@ -15,7 +15,7 @@ from foretext.model.attention import AMX
 class Linear(nn.Linear):
     """A linear map whose fp32 master weights follow the activations' dtype; initialised N(0, .02), bias 0."""
 
-    frozen: tuple[Tensor, int, Tensor, Tensor | None] | None = None  # by `freeze`: weight, its version, both in another dtype
+    frozen: tuple[Tensor, int, tuple[Tensor, Tensor | None]] | None = None  # by `freeze`: weight, its version, both in another dtype
 
     def reset_parameters(self) -> None:
         nn.init.normal_(self.weight, std=0.02)
@@ -35,11 +35,11 @@ class Linear(nn.Linear):
         """Take no gradients from now on, and keep a copy in `dtype`: with few tokens a cast at every call takes longer than the product."""
         self.requires_grad_(False)
         if dtype != self.weight.dtype and not self.weight.is_inference():  # an inference tensor does not tell when it changes
-            self.frozen = self.weight, self.weight._version, *self._in(dtype)
+            self.frozen = self.weight, self.weight._version, self._in(dtype)
 
     def _in(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
         if self.frozen and not self.weight.requires_grad:  # else it may change, and a fused optimizer tells no version
-            weight, version, *kept = self.frozen
+            weight, version, kept = self.frozen
             if weight is self.weight and version == weight._version and kept[0].dtype == dtype and kept[0].device == weight.device:
                 return kept
         return self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype)

@@ -58,4 +58,4 @@ def load_teacher(source: str | Path, queries: Sequence[str], passages: Sequence[
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     if any(name.endswith("ForSequenceClassification") for name in config.get("architectures") or []):
         return CrossTeacher(CrossScorer.load(folder, dtype=dtype), queries, passages)
-    return EmbeddingTeacher(TextEncoder.load(folder, dtype=dtype), queries, passages)
+    return EmbeddingTeacher(TextEncoder.load(folder, dtype=dtype).freeze(), queries, passages)

@@ -52,6 +52,14 @@ def test_the_library_stays_with_fp32(place):
     assert not np.array_equal(rounded, library) and (rounded * library).sum(1).min() > 0.999
 
 
+def test_what_a_verb_opens_is_frozen(place):
+    """It keeps its precision between calls, which those that overlap would else change for each other; what Python loads can be trained."""
+    opened = open_encoder(place / "run", "bf16", "cpu").encoder
+    assert opened.compute_dtype == torch.bfloat16 and not any(x.requires_grad for x in opened.parameters())
+    loaded = TextEncoder.load(place / "run" / "export", "cpu", torch.bfloat16).encoder
+    assert all(x.requires_grad for x in loaded.parameters())
+
+
 def test_a_folder_of_vectors_has_one_dtype(place, tmp_path):
     """Shards of different machines, or a run that goes on elsewhere, never mix."""
     encode(place / "run", CORPUS, tmp_path / "index", (0, 2), dtype="bf16")

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -85,12 +84,9 @@ def test_shards_in_any_order_fill_one_folder(model, index, tmp_path, monkeypatch
     parts, whole = open_vectors(tmp_path / "parts"), open_vectors(index)
     assert [len(shard) for shard in parts.shards] == [32, 32, 26]
     rows = {name: vector for name, vector in zip(parts.ids, np.concatenate(parts.shards))}
-    # Other batches are summed in another order on processors without AVX-512.
-    np.testing.assert_allclose(np.stack([rows[name] for name in whole.ids]), whole.shards[0], atol=1e-6)
+    np.testing.assert_array_equal(np.stack([rows[name] for name in whole.ids]), whole.shards[0])
     asked = [d.text for d in CORPUS[:10]]
-    for found, expected in zip(search(tmp_path / "parts", asked, 5), search(index, asked, 5)):
-        assert [replace(hit, score=0) for hit in found] == [replace(hit, score=0) for hit in expected]
-        assert [hit.score for hit in found] == pytest.approx([hit.score for hit in expected], abs=1e-6)
+    assert search(tmp_path / "parts", asked, 5) == search(index, asked, 5)
     for hits in search(tmp_path / "parts", asked, 5, hybrid=True):
         assert all(hit.text == CORPUS[int(hit.id.split()[1])].text for hit in hits)
     assert BM25.load(tmp_path / "parts" / "bm25").size == 90
@@ -128,9 +124,7 @@ from foretext.verbs.search import search_file
 search_file({str(tmp_path / "two")!r}, {str(queries)!r}, {str(tmp_path / "two.trec")!r}, k=9)  # rows 0-44 of shards of 48 and 42, the rest
 """)
     search_file(index, queries, tmp_path / "one.trec", k=9)
-    two, one = (read_run(tmp_path / name)[0] for name in ("two.trec", "one.trec"))
-    assert {query: list(ranked) for query, ranked in two.items()} == {query: list(ranked) for query, ranked in one.items()}
-    assert all(ranked == pytest.approx(one[query], abs=1e-6) for query, ranked in two.items())  # another number of threads
+    assert read_run(tmp_path / "two.trec")[0] == read_run(tmp_path / "one.trec")[0]
     assert [len(shard) for shard in open_vectors(tmp_path / "two").shards] == [48, 42]
     assert (tmp_path / "two" / "documents.jsonl").read_text() == (index / "documents.jsonl").read_text()
 
