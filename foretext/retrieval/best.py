@@ -1,48 +1,133 @@
-"""The best scores of each query so far, and how those of more documents join them.
+"""The best documents of each query so far, and how those of more rows join them.
 
-Legend: Q queries, R rows (documents) of a block.
+A candidate is one integer, its key: the score's bits above, what is left of 2^31 - 1 after the document's number below. Keys are in the
+order of scores, and of equal scores the lower number is the better, so that sorting keys is all there is to do (NumPy does it several
+times as fast as torch sorts numbers with their places).
+
+Legend: Q queries, R rows (documents) that are looked at together.
 """
-
-import operator
 
 import numpy as np
 
 from foretext.errors import UserError
 
+LAST = 2**31 - 1  # highest document number
+NOTHING = -(2**63)  # the key of an empty place
 
-def merge(best, numbers, scores, start: int, keep: int):
-    """The `keep` best of (best, numbers) (Q, <= keep) and a block's scores (Q, R) whose first row has number `start`.
 
-    Nearly all of a block falls short of the scores already found, so only rows that beat the last of them are looked
-    at: sorting what is left costs far less than `topk` over the block. Rows come in ascending order and the sort is
-    stable, so of equal scores the lower number stays.
+class Best:
+    """The `keep` best documents of each of Q queries; of equal scores the lower numbers.
+
+    Nearly all scores fall short of a query's `keep`-th best so far. Those above it wait until there are enough to be worth a sort.
     """
-    check_finite(scores[0], start)
-    above = _compared(operator.gt, scores, best[:, -1:]) if best.shape[1] == keep else None
-    flat = _true_places(above) if above is not None else None  # by query, then by row
-    if flat is None or (scores.shape[1] > keep and len(flat) > 4 * keep * len(scores)):  # the first block, or one far better
-        least = scores.topk(min(keep, scores.shape[1]), dim=1, sorted=False).values.amin(dim=1, keepdim=True)
-        beats = _compared(operator.ge, scores, least)
-        flat = _true_places(beats if above is None else beats & above)
-    query = flat // scores.shape[1]
-    row = flat - query * scores.shape[1]
-    return join(best, numbers, query, row + start, scores[query, row], keep)
+
+    def __init__(self, queries: int, keep: int, device="cpu"):
+        import torch
+
+        self.keep = keep
+        self.keys = torch.empty(queries, 0, dtype=torch.int64, device=device)  # (Q, <= keep), rising: the best is the last
+        self.limits = None  # (Q,) what a score has to be above
+        self.waiting: list[tuple] = []  # per piece: number of its first row, products with one query, places and products above
+        self.count = 0  # of the products that wait
+        self.above = np.empty((0, queries), bool)  # where scores were, on a CPU; kept, as new memory costs as much as comparing
+
+    @property
+    def numbers(self):
+        """(Q, <= keep) document numbers, the best last."""
+        return LAST - (self.keys & LAST)
+
+    def add(self, products, start: int) -> None:
+        """Look at the products (R, Q) of the rows from `start`, which come after all before.
+
+        Raises:
+            UserError: a row whose products are not finite, when it is settled.
+        """
+        import torch
+
+        places = torch.arange(products.numel(), device=products.device) if self.limits is None else self._above(products)
+        self.waiting.append((start, products[:, 0].clone(), places, products.view(-1)[places]))
+        self.count += len(places)
+        if self.limits is None or self.count > len(self.keys) * self.keep:
+            self.settle()
+
+    def settle(self) -> None:
+        """Sort what waits in among the best."""
+        import torch
+
+        if not self.waiting:
+            return
+        if not torch.isfinite(torch.cat([column for _, column, *_ in self.waiting])).all():
+            for start, column, *_ in self.waiting:
+                check_finite(column, start)
+        Q = len(self.keys)
+        places = torch.cat([places + start * Q for start, _, places, _ in self.waiting])
+        scores = torch.cat([scores for *_, scores in self.waiting]).float()
+        self.waiting, self.count = [], 0
+        number = places // Q
+        query = places - number * Q
+        order = _grouped(query)
+        query, keys = query[order], keys_of(scores, number)[order]
+        counts = torch.bincount(query, minlength=Q)
+        place = torch.arange(len(query), device=query.device) - (counts.cumsum(0) - counts)[query]
+        new = self.keys.new_full((Q, int(counts.max())), NOTHING)
+        new[query, place] = keys
+        self.join(new)
+
+    def join(self, keys) -> None:
+        """Take in other keys (Q, any) of the same queries, for example another's, with whom nothing waits."""
+        import torch
+
+        keys = torch.cat([self.keys, keys], dim=1)
+        if keys.device.type == "cpu":
+            keys.numpy().sort(axis=1)
+        else:
+            keys = keys.sort(dim=1).values
+        self.keys = keys[:, -self.keep:]
+        if self.keys.shape[1] == self.keep:
+            self._raise_limits()
+
+    def _raise_limits(self) -> None:
+        self.limits = scores_of(self.keys[:, 0])
+
+    def _above(self, products):
+        """Flat places of the products above their query's limit."""
+        if products.device.type == "cpu":
+            return self._places(products.numpy(), self.limits.numpy())
+        return (products > self.limits).flatten().nonzero().flatten()
+
+    def _places(self, products: np.ndarray, limits: np.ndarray):
+        import torch
+
+        if len(self.above) < len(products):
+            self.above = np.empty(products.shape, bool)
+        above = np.greater(products, limits, out=self.above[: len(products)])
+        return torch.from_numpy(np.flatnonzero(above))  # NumPy does this several times as fast as torch
 
 
-def join(best, numbers, query, row, scores, keep: int):
-    """The `keep` best of (best, numbers) and single scores: of `query`, rising, and document `row`, rising for each query."""
+def keys_of(scores, numbers):
+    """fp32 scores and document numbers of any shape -> int64 keys."""
     import torch
 
-    if not len(query):
-        return best, numbers
-    counts = torch.bincount(query, minlength=len(best))
-    place = torch.arange(len(query), device=best.device) - (counts.cumsum(0) - counts)[query]
-    new = best.new_full((len(best), int(counts.max())), -torch.inf)
-    new[query, place] = scores
-    new_numbers = numbers.new_full(new.shape, -1)
-    new_numbers[query, place] = row
-    best, order = torch.cat([best, new], dim=1).sort(dim=1, descending=True, stable=True)
-    return best[:, :keep], torch.cat([numbers, new_numbers], dim=1).gather(1, order[:, :keep])
+    bits = (scores + 0.0).view(torch.int32)  # -0 becomes 0
+    bits = torch.where(bits < 0, bits ^ LAST, bits)  # negative numbers are in the order of their bits, turned round
+    return (bits.long() << 32) | (LAST - numbers)
+
+
+def scores_of(keys):
+    """The fp32 scores in keys."""
+    import torch
+
+    bits = (keys >> 32).int()
+    return torch.where(bits < 0, bits ^ LAST, bits).view(torch.float32)
+
+
+def _grouped(query):
+    """An order that brings the entries of each query (fewer than 32,768) together."""
+    import torch
+
+    if query.device.type == "cpu":
+        return torch.from_numpy(query.numpy().astype(np.int16).argsort(kind="stable"))  # by digits
+    return query.argsort()
 
 
 def check_finite(products, start: int) -> None:
@@ -52,21 +137,3 @@ def check_finite(products, start: int) -> None:
     if not torch.isfinite(products).all():
         row = int((~torch.isfinite(products)).nonzero()[0, 0]) + start
         raise UserError(f"the vector of document number {row} is not finite (nan or inf), or its product overflows")
-
-
-def _compared(holds, scores, limits):
-    """Where a score (Q, R) holds against its query's limit (Q, 1)."""
-    import torch
-
-    if scores.device.type == "cpu":
-        return torch.from_numpy(holds(scores.numpy(), limits.numpy()))  # six times as fast as torch's comparison on the CPU
-    return holds(scores, limits)
-
-
-def _true_places(mask):
-    """Flat indices of the true places of a bool tensor, ascending."""
-    import torch
-
-    if mask.device.type == "cpu":
-        return torch.from_numpy(np.flatnonzero(mask.numpy()))  # four times as fast as torch's nonzero on the CPU
-    return mask.flatten().nonzero().flatten()

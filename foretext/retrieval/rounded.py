@@ -6,13 +6,15 @@ that lies between the k-th best and the last candidate, no other document can be
 Legend: Q queries, D dimensions, R rows of a piece.
 """
 
-import numpy as np
+from foretext.retrieval.best import Best, scores_of
+from foretext.retrieval.scan import ROWS, TOGETHER, pieces
 
-from foretext.retrieval.best import check_finite, join, merge
-
-ROWS = 4096  # of a piece: what is rounded stays in the cache for its products with all queries
-TOGETHER = 256  # queries multiplied with a piece at once: 2 MB of products
 BF16 = 2.0**-9  # largest relative error of rounding
+CERTAIN = 0.75  # share of the queries that the first block has to decide
+
+
+class TooMuchAlike(Exception):
+    """Rounding hides which vectors are nearer."""
 
 
 def candidates_for(k: int) -> int:
@@ -26,92 +28,72 @@ class RoundedScan:
     def __init__(self, queries, k: int):
         import torch
 
-        self.k, self.wide, self.longest = k, candidates_for(k), 0.0
+        self.seen, self.longest = 0, 0.0
         self.buffer = torch.empty(ROWS, queries.shape[1], dtype=torch.bfloat16)
-        self.parts = [_Part(part, k, self.wide) for part in queries.split(TOGETHER)]
+        self.parts = [_Part(part, k) for part in queries.split(TOGETHER)]
 
     def add(self, block, start: int) -> None:
-        """Look at the rows of a block, fp32 (any number, D), whose first has number `start`."""
+        """Look at the rows of a block, fp32 (any number, D), whose first has number `start`.
+
+        Raises:
+            TooMuchAlike: most queries are undecided after the first block.
+        """
         import torch
 
-        for first in range(0, len(block), ROWS):
-            piece = block[first:first + ROWS]
-            piece = self.buffer[:len(piece)].copy_(piece)
+        begins = not self.seen
+        for first, last in pieces(len(block), self.seen):
+            piece = self.buffer[:last - first].copy_(block[first:last])
             length = float(torch.linalg.vector_norm(piece, dim=1).max())
             self.longest = max(self.longest, length * (1 + 4 * BF16))  # what rounding takes off the length, and the norm itself
             for part in self.parts:
-                part.add(piece, start + first, self.longest)
+                part.longest = self.longest
+                part.add(piece @ part.queries.T, start + first)  # (R, Q): this way round it is twice as fast
+        self.seen += len(block)
+        if begins and self.candidates()[1].float().mean() < CERTAIN:
+            raise TooMuchAlike
 
     def candidates(self):
         """Document numbers (Q, 2 k + 32), -1 for none, and for each query whether its k nearest are certainly among them."""
         import torch
 
         for part in self.parts:
-            part.merge(self.longest)
-        return torch.cat([part.near(self.longest) for part in self.parts]), torch.cat([part.certain(self.longest) for part in self.parts])
+            part.settle()
+        return torch.cat([part.near() for part in self.parts]), torch.cat([part.certain() for part in self.parts])
 
 
-class _Part:
-    """Queries that are multiplied at once. Scores above `limits` wait until there are enough to be worth a sort."""
+class _Part(Best):
+    """Queries that are multiplied at once, and the candidates of each."""
 
-    def __init__(self, queries, k: int, wide: int):
-        import torch
-
-        self.k, self.wide, self.queries = k, wide, queries.bfloat16()
+    def __init__(self, queries, k: int):
+        super().__init__(len(queries), candidates_for(k))
+        self.k, self.queries, self.longest = k, queries.bfloat16(), 0.0
         sums = queries.shape[1] * 2.0**-23  # adding up in fp32
         self.slack = (queries - self.queries.float()).norm(dim=1) + queries.norm(dim=1) * (BF16 + sums)  # times |d|: error of a product
-        self.best, self.numbers = torch.empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.int64)
-        self.waiting: list[tuple] = []
-        self.limits: np.ndarray | None = None  # bits of a bf16 number for each query
 
-    def add(self, piece, start: int, longest: float) -> None:
-        import torch
-
-        scores = piece @ self.queries.T  # (R, Q): this way round it is twice as fast
-        check_finite(scores[:, 0], start)
-        if self.limits is None:
-            self.best, self.numbers = merge(self.best, self.numbers, scores.T.float().contiguous(), start, self.wide)
-            return self._raise_limits(longest)
-        bits = scores.view(torch.int16).numpy()  # positive floats are in the order of their bits, negative ones are below them
-        flat = np.flatnonzero(bits >= self.limits)
-        if len(flat):
-            row, query = np.divmod(flat, len(self.queries))
-            self.waiting.append((query, row + start, scores.view(-1)[torch.from_numpy(flat)].float()))
-            if sum(len(entry[0]) for entry in self.waiting) > len(self.queries) * self.wide // 2:
-                self.merge(longest)
-        return None
-
-    def merge(self, longest: float) -> None:
-        import torch
-
-        if self.waiting:
-            queries, rows, scores = zip(*self.waiting)
-            query = np.concatenate(queries)
-            order = np.argsort(query, kind="stable")
-            self.best, self.numbers = join(self.best, self.numbers, *map(torch.from_numpy, (query[order], np.concatenate(rows)[order])),
-                                           torch.cat(scores)[torch.from_numpy(order)], self.wide)
-            self.waiting = []
-            self._raise_limits(longest)
-
-    def near(self, longest: float):
+    def near(self):
         """(Q, 2 k + 32) numbers of the candidates that may be among the k nearest, -1 in place of the others."""
-        return self.numbers.masked_fill(self.best < self._least(longest)[:, None], -1)
+        return self.numbers.masked_fill(scores_of(self.keys) < self._least()[:, None], -1)
 
-    def certain(self, longest: float):
+    def certain(self):
         """(Q,) bool: nothing below the last candidate can be among the k nearest."""
         import torch
 
-        return torch.zeros(len(self.best), dtype=torch.bool) if self.limits is None else self.best[:, -1] < self._least(longest)
+        return torch.zeros(len(self.keys), dtype=torch.bool) if self.limits is None else scores_of(self.keys[:, 0]) < self._least()
 
-    def _least(self, longest: float):
+    def _least(self):
         """(Q,): products below it, exact ones being within the bound, are of documents that k others beat."""
-        kth = self.best[:, self.k - 1]
-        return kth - 2 * self.slack * longest - 4 * BF16 * kth.abs()  # the products themselves are rounded too
+        kth = scores_of(self.keys[:, -self.k])
+        return kth - 2 * self.slack * self.longest - 4 * BF16 * kth.abs()  # the products themselves are rounded too
 
-    def _raise_limits(self, longest: float) -> None:
+    def _raise_limits(self) -> None:
         import torch
 
-        if self.best.shape[1] == self.wide:
-            limits = torch.maximum(self._least(longest), self.best[:, -1])
-            if (limits > 0).all():
-                self.limits = limits.bfloat16().view(torch.int16).numpy() - 1  # one down, as it may have been rounded up
+        limits = torch.maximum(self._least(), scores_of(self.keys[:, 0]))
+        if (limits > 0).all():
+            self.limits = limits.bfloat16().view(torch.int16) - 2  # as bits: one less may have been rounded up to it, and has to pass
+
+    def _above(self, products):
+        import torch
+
+        # Positive floats are in the order of their bits, and negative ones are below them.
+        return self._places(products.view(torch.int16).numpy(), self.limits.numpy())

@@ -13,14 +13,14 @@ import numpy as np
 from foretext.errors import UserError
 from foretext.files import read_json
 from foretext.progress import progress
-from foretext.retrieval.best import merge
-from foretext.retrieval.rounded import RoundedScan, candidates_for
+from foretext.retrieval.rounded import RoundedScan, TooMuchAlike, candidates_for
 from foretext.retrieval.runs import Run, ranking
+from foretext.retrieval.scan import Scan
 
 BLOCK_ROWS = 32_768  # rows scored at once; below 16k the bookkeeping of a block costs more than its product
-QUERIES_TOGETHER = 64  # queries scored against a block at once: enough for matmul speed, 8 MB of scores
 MANY = 128  # queries from which on rounding the documents for them all pays,
 ROWS_PER_PLACE = 1000  # if there are as many documents for each of the k asked for: below, candidates take longer than products
+RESCORED_TOGETHER = 16  # queries
 SPARE = 16  # candidates kept beyond k, so that rounding inside the block products cannot push a true neighbour out
 
 
@@ -89,7 +89,7 @@ def search(queries: np.ndarray, vectors: np.ndarray | Sequence[np.ndarray], k: i
         vectors: float (N, D), an array or memmap, or a list of them, numbered through.
         similarity: "dot", or "cosine" (of vectors of any length; the zero vector has cosine 0 with all).
         device: where the products run, for example "cuda".
-        rounded: scan with bf16 products first; None: at least 128 queries, 1,000 k documents, a CPU with matrix tiles (AMX).
+        rounded: scan with bf16 products first; None: at least 128 queries, 1,000 k documents, a CPU that multiplies bf16.
 
     Returns:
         scores float32 (Q, min(k, N)), falling, and document numbers int64 of the same shape; ties by document number.
@@ -116,67 +116,73 @@ def search(queries: np.ndarray, vectors: np.ndarray | Sequence[np.ndarray], k: i
     if not len(queries):
         return np.empty((0, min(k, rows)), np.float32), np.empty((0, min(k, rows)), np.int64)
     if rounded is None:
-        rounded = device == "cpu" and len(queries) >= MANY and rows > ROWS_PER_PLACE * k and torch.cpu._is_amx_tile_supported()
+        rounded = device == "cpu" and len(queries) >= MANY and rows > ROWS_PER_PLACE * k and torch.cpu._is_avx512_bf16_supported()
     asked = torch.from_numpy(unit(queries) if similarity == "cosine" else queries).to(device)
     with _full_precision(), torch.inference_mode(), progress("searching", rows if show_progress else 0) as advance:
 
-        def read() -> Iterator[tuple[int, torch.Tensor]]:
+        def scanned(scan):
+            """What `scan` finds in all rows."""
             for start, block in blocks(shards, block_rows):
-                yield start, torch.from_numpy(unit(block) if similarity == "cosine" else block).to(device)
+                scan.add(torch.from_numpy(unit(block) if similarity == "cosine" else block).to(device), start)
                 if show_progress:
                     advance(len(block))
+            return scan.candidates()
 
-        scan = _rounded_scan if rounded and candidates_for(k) < rows else _scan
-        candidates = scan(asked, read, min(k + SPARE, rows), k)
+        keep = min(k + SPARE, rows)
+        candidates = _by_rounded(asked, k, keep, scanned) if rounded and candidates_for(k) < rows else _by_fp32(asked, keep, scanned)
     return rescored(queries, shards, candidates, k, similarity)
 
 
-def _scan(asked, read: Callable, keep: int, k: int) -> np.ndarray:
-    """Numbers of the `keep` best documents of each query by fp32 products."""
-    import torch
-
-    parts = asked.split(QUERIES_TOGETHER)
-    states = [(asked.new_empty(len(part), 0), torch.empty(len(part), 0, dtype=torch.int64, device=asked.device)) for part in parts]
-    for start, block in read():
-        states = [merge(*state, part @ block.T, start, keep) for state, part in zip(states, parts)]
-    return torch.cat([numbers for _, numbers in states]).cpu().numpy()
-
-
-def _rounded_scan(asked, read: Callable, keep: int, k: int) -> np.ndarray:
+def _by_rounded(asked, k: int, keep: int, scanned: Callable) -> np.ndarray:
     """Candidates by bf16 products; of queries that these cannot be certain about, by fp32 products."""
-    scan = RoundedScan(asked, k)
-    for start, block in read():
-        scan.add(block, start)
-        if start == 0 and scan.candidates()[1].float().mean() < 0.75:  # vectors too much alike
-            return _scan(asked, read, keep, k)
-    numbers, certain = (found.numpy() for found in scan.candidates())
+    try:
+        numbers, certain = (found.numpy() for found in scanned(RoundedScan(asked, k)))
+    except TooMuchAlike:
+        return _by_fp32(asked, keep, scanned)
     if not certain.all():
         numbers = numbers.copy()
         numbers[~certain] = -1
-        numbers[~certain, :keep] = _scan(asked[~certain], read, keep, k)
+        numbers[~certain, :keep] = _by_fp32(asked[~certain], keep, scanned)
     return numbers
+
+
+def _by_fp32(asked, keep: int, scanned: Callable) -> np.ndarray:
+    """Numbers of the `keep` best documents of each query."""
+    return scanned(Scan(asked, keep)).cpu().numpy()
 
 
 def rescored(queries: np.ndarray, shards: list[np.ndarray], candidates: np.ndarray, k: int,
              similarity: str) -> tuple[np.ndarray, np.ndarray]:
     """Products of each query with its candidates (Q, C) in fp64, and the best k of them; -1 is an empty place."""
     k = min(k, candidates.shape[1])
-    starts = np.cumsum([0] + [len(shard) for shard in shards])
-    scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
-    indices = np.full((len(queries), k), -1, dtype=np.int64)
-    for q, numbers in enumerate(candidates):
-        numbers = np.sort(numbers[numbers >= 0])
-        documents = np.concatenate([shard[numbers[(numbers >= start) & (numbers < start + len(shard))] - start]
-                                    for start, shard in zip(starts, shards)]).astype(np.float64)
-        query = queries[q].astype(np.float64)
-        products = (documents * query).sum(axis=1)  # row by row: a matrix product may round equal rows differently
+    scores = np.empty((len(queries), k), dtype=np.float32)
+    indices = np.empty((len(queries), k), dtype=np.int64)
+    for first in range(0, len(queries), RESCORED_TOGETHER):
+        some = slice(first, first + RESCORED_TOGETHER)
+        numbers, query = np.sort(candidates[some], axis=1), queries[some].astype(np.float64)
+        numbers = numbers[:, min(int((numbers < 0).sum(axis=1).min()), numbers.shape[1] - k):]  # places that are empty for all
+        documents = rows_of(shards, numbers).astype(np.float64)
+        products = np.einsum("qcd,qd->qc", documents, query)  # row by row: a matrix product may round equal rows differently
         if similarity == "cosine":
-            lengths = np.sqrt((documents * documents).sum(axis=1)) * np.sqrt((query * query).sum())
+            lengths = np.sqrt(np.einsum("qcd,qcd->qc", documents, documents) * (query * query).sum(axis=1, keepdims=True))
             products = np.divide(products, lengths, out=np.zeros_like(products), where=lengths > 0)
-        products = products.astype(np.float32)
-        order = np.argsort(-products, kind="stable")[:k]
-        scores[q, :len(order)], indices[q, :len(order)] = products[order], numbers[order]
+        products = np.where(numbers < 0, -np.inf, products).astype(np.float32)
+        order = np.argsort(-products, axis=1, kind="stable")[:, :k]
+        scores[some], indices[some] = np.take_along_axis(products, order, 1), np.take_along_axis(numbers, order, 1)
     return scores, indices
+
+
+def rows_of(shards: Sequence[np.ndarray], numbers: np.ndarray) -> np.ndarray:
+    """The rows with these numbers (any shape): (..., D); some row in place of -1."""
+    if len(shards) == 1:
+        return shards[0][np.maximum(numbers, 0)]
+    found = np.zeros((*numbers.shape, shards[0].shape[1]), np.result_type(*(shard.dtype for shard in shards)))
+    start = 0
+    for shard in shards:
+        here = (numbers >= start) & (numbers < start + len(shard))
+        found[here] = shard[numbers[here] - start]
+        start += len(shard)
+    return found
 
 
 def split_rows(shards: Sequence[np.ndarray], part: int, parts: int) -> tuple[list[np.ndarray], int]:

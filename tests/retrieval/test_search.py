@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from foretext.errors import UserError
+from foretext.retrieval import scan
 from foretext.retrieval import search as module
 from foretext.retrieval.search import fuse, open_vectors, search
 
@@ -89,12 +90,12 @@ def test_full_precision_also_where_training_allowed_less(data):
     try:
         torch.set_float32_matmul_precision("medium")
         seen = []
-        original = module.merge
-        module.merge = lambda *args: (seen.append(torch.get_float32_matmul_precision()), original(*args))[1]
+        original = scan.products
+        scan.products = lambda *args: (seen.append(torch.get_float32_matmul_precision()), original(*args))[1]
         search(queries, vectors, 5)
         assert seen and set(seen) == {"highest"} and torch.get_float32_matmul_precision() == "medium"
     finally:
-        module.merge = original
+        scan.products = original
         torch.set_float32_matmul_precision(before)
 
 
@@ -102,7 +103,7 @@ def test_full_precision_also_where_training_allowed_less(data):
 @pytest.mark.parametrize("scale, shift", [(1, 0), (1, 3), (1e-3, 0.01), (100, 0)])
 def test_rounded_products_find_the_same(data, monkeypatch, similarity, scale, shift):
     """Copies tie; a shift makes vectors so much alike that rounding hides who is nearer: then fp32 decides."""
-    monkeypatch.setattr("foretext.retrieval.rounded.ROWS", 300)
+    monkeypatch.setattr(scan, "ROWS", 300)
     queries, vectors = (scale * part + np.float32(scale * shift) for part in data)
     vectors = np.concatenate([vectors, vectors[:700]])
     for k in (1, 10, 60):
@@ -116,8 +117,8 @@ def test_rounded_products_find_the_same(data, monkeypatch, similarity, scale, sh
 def test_rounded_products_are_certain_of_most_and_leave_the_rest_to_fp32(data, monkeypatch):
     queries, vectors = data[0], data[1].copy()
     vectors[2000:2300] = queries[3] + np.linspace(0, 1e-3, 300, dtype=np.float32)[:, None]  # 300 that bf16 cannot tell apart
-    scanned, scan = [], module._scan
-    monkeypatch.setattr(module, "_scan", lambda asked, *rest: (scanned.append(len(asked)), scan(asked, *rest))[1])
+    scanned, by_fp32 = [], module._by_fp32
+    monkeypatch.setattr(module, "_by_fp32", lambda asked, *rest: (scanned.append(len(asked)), by_fp32(asked, *rest))[1])
     scores, indices = search(queries, vectors, 10, block_rows=1000, rounded=True)
     assert len(scanned) == 1 and 1 <= scanned[0] < len(queries) // 2
     np.testing.assert_array_equal(indices, search(queries, vectors, 10, rounded=False)[1])
