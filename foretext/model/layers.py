@@ -25,8 +25,8 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor, then: Literal["none", "gelu"] = "none") -> Tensor:
         """x W^T + b, and `then` maybe its GELU."""
         weight, bias = self._in(x.dtype)
-        if AMX and x.dtype == torch.bfloat16 and x.device.type == "cpu" and torch.is_inference_mode_enabled():
-            # Adds the bias on the tiles before they are written, where F.linear takes a pass over memory; it has no gradient.
+        if x.device.type == "cpu" and torch.is_inference_mode_enabled() and torch.backends.mkldnn.is_available():
+            # Adds the bias before results are written, where F.linear takes a pass over memory; it has no gradient.
             return torch.ops.mkldnn._linear_pointwise(x, weight, bias, then, [], "none")
         x = F.linear(x, weight, bias)
         return F.gelu(x) if then == "gelu" else x
