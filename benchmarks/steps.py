@@ -14,7 +14,6 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from turns import Answer, clock, peak_memory, serve
 
-from foretext.model import attention, layers
 from foretext.model.encoder import Encoder
 from foretext.model.presets import preset
 from foretext.model.towers import new_encoder
@@ -99,7 +98,6 @@ def flops(objective: Objective, batch, lengths: np.ndarray, tokens: int) -> floa
 
 def compile_parts(encoder: Encoder) -> None:
     """What follows attention in each layer, forward and backward, as one compiled function of any number of tokens."""
-    attention.AMX = layers.AMX = False  # which asks whether gradients are on, and that cannot be compiled
     for block in encoder.blocks:
         block.attended, block.feed_forward = (torch.compile(part, dynamic=True) for part in (block.attended, block.feed_forward))
 

@@ -9,8 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from foretext.model.attention import AMX
-
 
 class Linear(nn.Linear):
     """A linear map whose fp32 master weights follow the activations' dtype; initialised N(0, .02), bias 0."""
