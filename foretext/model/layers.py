@@ -9,6 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+# What oneDNN multiplies with more to do on each result.
+FUSED = (torch.backends.mkldnn.is_available() * (torch.float32,)
+         + (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()) * (torch.bfloat16,))
+
 
 class Linear(nn.Linear):
     """A linear map whose fp32 master weights follow the activations' dtype; initialised N(0, .02), bias 0."""
@@ -23,7 +27,7 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor, then: Literal["none", "gelu"] = "none") -> Tensor:
         """x W^T + b, and `then` maybe its GELU."""
         weight, bias = self._in(x.dtype)
-        if x.device.type == "cpu" and torch.is_inference_mode_enabled() and torch.backends.mkldnn.is_available():
+        if x.device.type == "cpu" and x.dtype in FUSED and torch.is_inference_mode_enabled() and not torch.jit.is_tracing():
             # Adds the bias before results are written, where F.linear takes a pass over memory; it has no gradient.
             return torch.ops.mkldnn._linear_pointwise(x, weight, bias, then, [], "none")
         x = F.linear(x, weight, bias)

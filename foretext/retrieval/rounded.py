@@ -7,10 +7,10 @@ Legend: Q queries, D dimensions, R rows of a piece.
 """
 
 from foretext.retrieval.best import Best, scores_of
-from foretext.retrieval.scan import ROWS, TOGETHER, pieces
+from foretext.retrieval.scan import ROWS, TOGETHER
 
-BF16 = 2.0**-9  # largest relative error of rounding
-CERTAIN = 0.75  # share of the queries that the first block has to decide
+BF16 = 2.0**-8  # largest relative error of rounding
+CERTAIN = 0.75  # share of the queries that the first rows have to decide
 
 
 class TooMuchAlike(Exception):
@@ -28,7 +28,8 @@ class RoundedScan:
     def __init__(self, queries, k: int):
         import torch
 
-        self.seen, self.longest = 0, 0.0
+        self.length = self.error = 0.0  # of the rows: the greatest |d'| and |d - d'|
+        self.decided = False  # that rounding serves these vectors
         self.buffer = torch.empty(ROWS, queries.shape[1], dtype=torch.bfloat16)
         self.parts = [_Part(part, k) for part in queries.split(TOGETHER)]
 
@@ -36,28 +37,32 @@ class RoundedScan:
         """Look at the rows of a block, fp32 (any number, D), whose first has number `start`.
 
         Raises:
-            TooMuchAlike: most queries are undecided after the first block.
+            TooMuchAlike: most queries are undecided after the first rows.
         """
         import torch
 
-        begins = not self.seen
-        for first, last in pieces(len(block), self.seen):
-            piece = self.buffer[:last - first].copy_(block[first:last])
-            length = float(torch.linalg.vector_norm(piece, dim=1).max())
-            self.longest = max(self.longest, length * (1 + 4 * BF16))  # what rounding takes off the length, and the norm itself
+        for first in range(0, len(block), ROWS):
+            exact = block[first:first + ROWS]
+            piece = self.buffer[:len(exact)].copy_(exact)
+            length = float(torch.linalg.vector_norm(piece, dim=1, dtype=torch.float32).max())
+            error = float(torch.linalg.vector_norm(exact - piece, dim=1).max())
+            if length > self.length or error > self.error:
+                self.length, self.error = max(length, self.length), max(error, self.error)
+                for part in self.parts:
+                    part.lengthen(self.length, self.error)
             for part in self.parts:
-                part.longest = self.longest
                 part.add(piece @ part.queries.T, start + first)  # (R, Q): this way round it is twice as fast
-        self.seen += len(block)
-        if begins and self.candidates()[1].float().mean() < CERTAIN:
-            raise TooMuchAlike
+        for part in self.parts:
+            part.settle()
+        if not self.decided and self.parts[0].full:
+            self.decided = True
+            if torch.cat([part.certain() for part in self.parts]).float().mean() < CERTAIN:
+                raise TooMuchAlike
 
     def candidates(self):
         """Document numbers (Q, 2 k + 32), -1 for none, and for each query whether its k nearest are certainly among them."""
         import torch
 
-        for part in self.parts:
-            part.settle()
         return torch.cat([part.near() for part in self.parts]), torch.cat([part.certain() for part in self.parts])
 
 
@@ -66,9 +71,16 @@ class _Part(Best):
 
     def __init__(self, queries, k: int):
         super().__init__(len(queries), candidates_for(k))
-        self.k, self.queries, self.longest = k, queries.bfloat16(), 0.0
-        sums = queries.shape[1] * 2.0**-23  # adding up in fp32
-        self.slack = (queries - self.queries.float()).norm(dim=1) + queries.norm(dim=1) * (BF16 + sums)  # times |d|: error of a product
+        self.k, self.queries = k, queries.bfloat16()
+        self.lengths, self.errors = queries.norm(dim=1), (queries - self.queries.float()).norm(dim=1)
+        self.sums = queries.shape[1] * 2.0**-23  # relative error of adding up in fp32
+        self.slack = self.lengths * 0  # (Q,) greatest error of a product with the rows so far, but for its own rounding
+
+    def lengthen(self, length: float, error: float) -> None:
+        """Rows may now be this long, and this far from what was rounded: with others a product may be further off."""
+        self.slack = self.errors * length + self.lengths * (error + self.sums * (length + error))
+        if self.full:
+            self._set_limits()
 
     def near(self):
         """(Q, 2 k + 32) numbers of the candidates that may be among the k nearest, -1 in place of the others."""
@@ -76,21 +88,19 @@ class _Part(Best):
 
     def certain(self):
         """(Q,) bool: nothing below the last candidate can be among the k nearest."""
-        import torch
-
-        return torch.zeros(len(self.keys), dtype=torch.bool) if self.limits is None else scores_of(self.keys[:, 0]) < self._least()
+        return scores_of(self.keys[:, 0]) < self._least()
 
     def _least(self):
         """(Q,): products below it, exact ones being within the bound, are of documents that k others beat."""
         kth = scores_of(self.keys[:, -self.k])
-        return kth - 2 * self.slack * self.longest - 4 * BF16 * kth.abs()  # the products themselves are rounded too
+        return kth - 2 * self.slack - 2 * BF16 * (kth.abs() + 2 * self.slack)  # the products themselves are rounded too
 
-    def _raise_limits(self) -> None:
+    def _set_limits(self) -> None:
         import torch
 
         limits = torch.maximum(self._least(), scores_of(self.keys[:, 0]))
-        if (limits > 0).all():
-            self.limits = limits.bfloat16().view(torch.int16) - 2  # as bits: one less may have been rounded up to it, and has to pass
+        # As bits, less one: what rounds to the limit may be at it. A limit that is not positive has no place among bits.
+        self.limits = limits.bfloat16().view(torch.int16) - 1 if (limits > 0).all() else None
 
     def _above(self, products):
         import torch

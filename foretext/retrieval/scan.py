@@ -3,12 +3,9 @@
 Legend: Q queries, D dimensions, R rows of a piece.
 """
 
-from collections.abc import Iterator
-
 from foretext.retrieval.best import Best
 
 ROWS = 2048  # of a piece on a CPU: its products stay in the cache until they are compared
-FIRST = 512  # of the first piece, all of whose rows are candidates; the next are as long as all before until they reach ROWS
 TOGETHER = 256  # queries multiplied with a piece at once
 
 
@@ -16,32 +13,22 @@ class Scan:
     """The `keep` best of each of `queries`, fp32 (Q, D), by fp32 products: `add` every block, then `candidates`."""
 
     def __init__(self, queries, keep: int):
-        self.seen = 0
         self.parts = [(part, Best(len(part), keep, queries.device)) for part in queries.split(TOGETHER)]
 
     def add(self, block, start: int) -> None:
         """Look at the rows of a block, fp32 (any number, D), whose first has number `start`."""
-        for first, last in pieces(len(block), self.seen) if block.device.type == "cpu" else [(0, len(block))]:
+        rows = ROWS if block.device.type == "cpu" else len(block)
+        for first in range(0, len(block), rows):
             for queries, best in self.parts:
-                best.add(products(block[first:last], queries), start + first)
-        self.seen += len(block)
+                best.add(products(block[first:first + rows], queries), start + first)
+        for _, best in self.parts:
+            best.settle()
 
     def candidates(self):
         """Document numbers (Q, <= keep)."""
         import torch
 
-        for _, best in self.parts:
-            best.settle()
         return torch.cat([best.numbers for _, best in self.parts])
-
-
-def pieces(rows: int, seen: int) -> Iterator[tuple[int, int]]:
-    """First row and end of each piece of a block of `rows` rows, after `seen` rows of other blocks."""
-    first = 0
-    while first < rows:
-        last = min(rows, first + min(ROWS, max(FIRST, seen + first)))
-        yield first, last
-        first = last
 
 
 def products(rows, queries):

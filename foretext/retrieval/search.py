@@ -5,6 +5,7 @@ Legend: Q queries, N documents, D dimensions, R rows of a block.
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,10 +18,10 @@ from foretext.retrieval.rounded import RoundedScan, TooMuchAlike, candidates_for
 from foretext.retrieval.runs import Run, ranking
 from foretext.retrieval.scan import Scan
 
-BLOCK_ROWS = 32_768  # rows scored at once; below 16k the bookkeeping of a block costs more than its product
+BLOCK_ROWS = 32_768  # rows read at once
 MANY = 128  # queries from which on rounding the documents for them all pays,
 ROWS_PER_PLACE = 1000  # if there are as many documents for each of the k asked for: below, candidates take longer than products
-RESCORED_TOGETHER = 16  # queries
+RESCORED_TOGETHER = 1 << 20  # numbers of candidates that each thread takes to fp64 at once
 SPARE = 16  # candidates kept beyond k, so that rounding inside the block products cannot push a true neighbour out
 
 
@@ -78,7 +79,7 @@ def search(queries: np.ndarray, vectors: np.ndarray | Sequence[np.ndarray], k: i
            rounded: bool | None = None) -> tuple[np.ndarray, np.ndarray]:
     """The k nearest documents of each query, exactly.
 
-    Reads the vectors once, block by block, so that memory does not grow with them: R*D + 64*R + Q*(k + 16) numbers.
+    Reads the vectors once, block by block, so that memory does not grow with them: a block of rows, its candidates, and Q*(k + 16) numbers.
     Block products in fp32 choose k + 16 candidates, whose products are then taken again in fp64. So equal vectors have
     equal scores, and the result does not depend on block size, device or shards (unless more than 16 documents tie at
     the last place). Many queries are scanned with rounded products first (`rounded.py`) where these are fast, and again in
@@ -89,7 +90,7 @@ def search(queries: np.ndarray, vectors: np.ndarray | Sequence[np.ndarray], k: i
         vectors: float (N, D), an array or memmap, or a list of them, numbered through.
         similarity: "dot", or "cosine" (of vectors of any length; the zero vector has cosine 0 with all).
         device: where the products run, for example "cuda".
-        rounded: scan with bf16 products first; None: at least 128 queries, 1,000 k documents, a CPU that multiplies bf16.
+        rounded: scan with bf16 products first; None: at least 128 queries, 1,000 k documents, a CPU that multiplies bf16. Only on a CPU.
 
     Returns:
         scores float32 (Q, min(k, N)), falling, and document numbers int64 of the same shape; ties by document number.
@@ -154,11 +155,13 @@ def _by_fp32(asked, keep: int, scanned: Callable) -> np.ndarray:
 def rescored(queries: np.ndarray, shards: list[np.ndarray], candidates: np.ndarray, k: int,
              similarity: str) -> tuple[np.ndarray, np.ndarray]:
     """Products of each query with its candidates (Q, C) in fp64, and the best k of them; -1 is an empty place."""
+    import torch
+
     k = min(k, candidates.shape[1])
     scores = np.empty((len(queries), k), dtype=np.float32)
     indices = np.empty((len(queries), k), dtype=np.int64)
-    for first in range(0, len(queries), RESCORED_TOGETHER):
-        some = slice(first, first + RESCORED_TOGETHER)
+
+    def rescore(some: slice) -> None:
         numbers, query = np.sort(candidates[some], axis=1), queries[some].astype(np.float64)
         numbers = numbers[:, min(int((numbers < 0).sum(axis=1).min()), numbers.shape[1] - k):]  # places that are empty for all
         documents = rows_of(shards, numbers).astype(np.float64)
@@ -169,11 +172,16 @@ def rescored(queries: np.ndarray, shards: list[np.ndarray], candidates: np.ndarr
         products = np.where(numbers < 0, -np.inf, products).astype(np.float32)
         order = np.argsort(-products, axis=1, kind="stable")[:, :k]
         scores[some], indices[some] = np.take_along_axis(products, order, 1), np.take_along_axis(numbers, order, 1)
+
+    together = max(1, min(16, RESCORED_TOGETHER // max(1, candidates.shape[1] * queries.shape[1])))
+    parts = [slice(first, first + together) for first in range(0, len(queries), together)]
+    with ThreadPoolExecutor(torch.get_num_threads()) if len(parts) > 1 else contextlib.nullcontext() as pool:
+        list((pool.map if pool else map)(rescore, parts))
     return scores, indices
 
 
 def rows_of(shards: Sequence[np.ndarray], numbers: np.ndarray) -> np.ndarray:
-    """The rows with these numbers (any shape): (..., D); some row in place of -1."""
+    """The rows with these numbers (any shape): (..., D); any numbers in place of -1."""
     if len(shards) == 1:
         return shards[0][np.maximum(numbers, 0)]
     found = np.zeros((*numbers.shape, shards[0].shape[1]), np.result_type(*(shard.dtype for shard in shards)))

@@ -9,6 +9,7 @@ import torch
 from foretext.errors import UserError
 from foretext.retrieval import scan
 from foretext.retrieval import search as module
+from foretext.retrieval.best import Best, keys_of, scores_of
 from foretext.retrieval.search import fuse, open_vectors, search
 
 
@@ -103,7 +104,7 @@ def test_full_precision_also_where_training_allowed_less(data):
 @pytest.mark.parametrize("scale, shift", [(1, 0), (1, 3), (1e-3, 0.01), (100, 0)])
 def test_rounded_products_find_the_same(data, monkeypatch, similarity, scale, shift):
     """Copies tie; a shift makes vectors so much alike that rounding hides who is nearer: then fp32 decides."""
-    monkeypatch.setattr(scan, "ROWS", 300)
+    monkeypatch.setattr("foretext.retrieval.rounded.ROWS", 300)
     queries, vectors = (scale * part + np.float32(scale * shift) for part in data)
     vectors = np.concatenate([vectors, vectors[:700]])
     for k in (1, 10, 60):
@@ -207,3 +208,66 @@ def test_fusion_by_hand():
     assert list(fuse([one, two], depth=1)["q"]) == ["a"]
     assert fuse([one, two]) == fuse([two, one])
     assert all(float(f"{score:.9g}") == score for score in fused["q"].values())  # the same from a run file
+
+
+# ---------------------------------------------------------------------------------------------------------- rounding, keys
+
+
+@pytest.mark.parametrize("rising", [True, False])
+def test_rounded_products_of_vectors_of_very_different_lengths(data, rising, monkeypatch):
+    """A bound that holds for the rows so far does not hold for longer ones."""
+    monkeypatch.setattr("foretext.retrieval.rounded.ROWS", 300)
+    queries, vectors = data
+    lengths = np.geomspace(0.05, 50, len(vectors), dtype=np.float32)[:, None]
+    vectors = vectors * (lengths if rising else lengths[::-1])
+    for k in (1, 10):
+        np.testing.assert_array_equal(search(queries, vectors, k, block_rows=1000, rounded=True)[1], by_sorting(queries, vectors, k)[1])
+
+
+def test_a_longer_row_is_held_to_its_own_bound():
+    """Its product is rounded below what shorter rows leave to be looked at."""
+    rng = np.random.default_rng(0)
+    query = np.full((1, 64), 1 / 8, np.float32)
+    across = rng.standard_normal(64).astype(np.float32)
+    across -= across.mean()
+    vectors = np.tile(-0.5 * query, (6000, 1))
+    vectors[3] = query
+    vectors[5000] = 1.005 * query + across * 60 / np.linalg.norm(across)
+    assert search(query, vectors, 1, rounded=True)[1].tolist() == search(query, vectors, 1, rounded=False)[1].tolist()
+
+
+def test_rounding_may_take_a_whole_half_step_off_every_number():
+    vectors = np.full((100, 257), 0.1, np.float32)
+    vectors[5] = 1 + 2**-8  # bf16: 1
+    vectors[9] = 1 + 2**-8 + 2**-23  # bf16: 1 + 2^-7
+    vectors[9, 0] = 1 + 2**-8 - 0.002
+    assert search(np.ones((1, 257), np.float32), vectors, 1, rounded=True)[1].tolist() == [[5]]
+
+
+@pytest.mark.parametrize("rounded", [True, False])
+def test_more_queries_than_are_multiplied_at_once(rounded):
+    rng = np.random.default_rng(1)
+    queries, vectors = rng.standard_normal((300, 16), dtype=np.float32), rng.standard_normal((7000, 16), dtype=np.float32)
+    np.testing.assert_array_equal(search(queries, vectors, 7, rounded=rounded)[1], by_sorting(queries, vectors, 7)[1])
+    np.testing.assert_array_equal(search(queries[:1], vectors, 7, block_rows=5, rounded=rounded)[1], by_sorting(queries[:1], vectors, 7)[1])
+    vectors[6500, 3] = np.inf
+    with pytest.raises(UserError, match="document number 6500 is not finite"):
+        search(queries, vectors, 7, rounded=rounded)
+
+
+def test_keys_are_in_the_order_of_scores_then_of_falling_numbers():
+    scores = torch.tensor([-torch.inf, -3.5, -1e-40, -0.0, 0.0, 1e-40, 2.25, torch.inf])
+    keys = keys_of(scores, torch.tensor([2**32 - 1, 7, 5, 4, 3, 2, 1, 0]))
+    assert (keys.diff() > 0).all() and scores_of(keys).tolist() == scores.tolist()
+    best = Best(1, 8)
+    best.keys = keys[None]
+    assert best.numbers.tolist() == [[2**32 - 1, 7, 5, 4, 3, 2, 1, 0]]
+
+
+def test_rescored_leaves_empty_places_to_the_end(data):
+    queries, vectors = data
+    candidates = np.array([[5, -1, 9, -1], [-1, -1, -1, 2]])
+    for shards in ([vectors], [vectors[:6], vectors[6:]]):
+        scores, numbers = module.rescored(queries[:2], shards, candidates, 3, "dot")
+        assert sorted(numbers[0, :2].tolist()) == [5, 9] and numbers[0, 2] == -1 and numbers[1].tolist() == [2, -1, -1]
+        assert np.isneginf(scores[numbers < 0]).all() and np.isfinite(scores[numbers >= 0]).all()
