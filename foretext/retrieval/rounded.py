@@ -30,7 +30,7 @@ class RoundedScan:
 
         self.length = self.error = 0.0  # of the rows: the greatest |d'| and |d - d'|
         self.decided = False  # that rounding serves these vectors
-        self.buffer = torch.empty(ROWS, queries.shape[1], dtype=torch.bfloat16)
+        self.buffer, self.lost = (torch.empty(ROWS, queries.shape[1], dtype=dtype) for dtype in (torch.bfloat16, torch.float32))
         self.parts = [_Part(part, k) for part in queries.split(TOGETHER)]
 
     def add(self, block, start: int) -> None:
@@ -44,8 +44,8 @@ class RoundedScan:
         for first in range(0, len(block), ROWS):
             exact = block[first:first + ROWS]
             piece = self.buffer[:len(exact)].copy_(exact)
-            length = float(torch.linalg.vector_norm(piece, dim=1, dtype=torch.float32).max())
-            error = float(torch.linalg.vector_norm(exact - piece, dim=1).max())
+            length = float(torch.linalg.vector_norm(piece, dim=1).max()) * (1 + 2 * BF16)  # that is rounded too
+            error = float(torch.linalg.vector_norm(self.lost[:len(exact)].copy_(piece).sub_(exact), dim=1).max())
             if length > self.length or error > self.error:
                 self.length, self.error = max(length, self.length), max(error, self.error)
                 for part in self.parts:
