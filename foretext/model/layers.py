@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# What oneDNN multiplies with more to do on each result.
-FUSED = (torch.backends.mkldnn.is_available() * (torch.float32,)
-         + (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()) * (torch.bfloat16,))
+FUSED: tuple[torch.dtype, ...] = ()  # dtypes in which oneDNN does more with a product than to write it
+if torch.backends.mkldnn.is_available():
+    FUSED = (torch.float32, torch.bfloat16) if torch.ops.mkldnn._is_mkldnn_bf16_supported() else (torch.float32,)
 
 
 class Linear(nn.Linear):

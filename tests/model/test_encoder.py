@@ -153,6 +153,14 @@ def test_bf16_activations_over_fp32_weights():
     assert all(parameter.grad.dtype == torch.float32 for parameter in model.parameters())
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_inference_in_a_dtype_that_has_no_fused_product(dtype):
+    linear, x = Linear(8, 4), torch.randn(3, 8, dtype=dtype)
+    with torch.inference_mode():
+        product = torch.nn.functional.linear(x, linear.weight.to(dtype), linear.bias.to(dtype))
+        assert torch.equal(linear(x, then="gelu"), torch.nn.functional.gelu(product))
+
+
 @pytest.mark.parametrize("adapters", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_inference_mode_changes_nothing_but_rounding(family, adapters):
@@ -163,6 +171,8 @@ def test_inference_mode_changes_nothing_but_rounding(family, adapters):
             if "lora_B" in name:
                 torch.nn.init.normal_(parameter, std=0.1)
     exact = model(batch).detach()
+    with torch.inference_mode():
+        torch.testing.assert_close(model(batch), exact, rtol=1e-5, atol=1e-5)
     model.compute_dtype = torch.bfloat16
     with torch.inference_mode():
         fused = model(batch).float()
