@@ -99,7 +99,7 @@ class _Part(Best):
         import torch
 
         limits = torch.maximum(self._least(), scores_of(self.keys[:, 0]))
-        # As bits, less one: what rounds to the limit may be at it. A limit that is not positive has no place among bits.
+        # As bits, less one, so that a product at the limit is above. A limit that is not positive has no place among bits: then none.
         self.limits = limits.bfloat16().view(torch.int16) - 1 if (limits > 0).all() else None
 
     def _above(self, products):
