@@ -1,16 +1,19 @@
 """The only file that knows about processes: torchrun's contract, and the few collective operations training needs."""
 
+import gc
 import os
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from foretext.training.sharding import shard, sharded
+from foretext.training.sharding import forget_meshes, shard, sharded
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,11 @@ class World:
         if size > 1 and not dist.is_initialized():
             dist.init_process_group("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo")
         return cls(rank, size, place)
+
+    @classmethod
+    def alone(cls) -> "World":
+        """One process on the CPU, whatever torchrun says."""
+        return cls(0, 1, torch.device("cpu"))
 
     @property
     def first(self) -> bool:
@@ -76,12 +84,38 @@ class World:
         dist.all_gather(parts, padded)
         return torch.cat([part[:size] for part, size in zip(parts, sizes)]), sum(sizes[: self.rank])
 
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's value (anything that pickles), by rank."""
+        values = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(values, value)
+        return values
+
+    def share(self, items: Sequence, work: Callable[[Any], np.ndarray | tuple[np.ndarray, ...]]) -> np.ndarray | tuple[np.ndarray, ...]:
+        """`work(items)`, arrays with a row per item: each rank does every `size`-th item, and all get the rows of all, in order."""
+        if self.size == 1:
+            return work(items)
+        done = work(items[self.rank :: self.size])
+        order = np.concatenate([np.arange(rank, len(items), self.size) for rank in range(self.size)])
+        arrays = []
+        for mine in done if isinstance(done, tuple) else (done,):
+            everyone = self.gather_rows(torch.from_numpy(np.ascontiguousarray(mine)))[0].numpy()
+            arrays.append(np.empty_like(everyone))
+            arrays[-1][order] = everyone
+        return tuple(arrays) if isinstance(done, tuple) else arrays[0]
+
     def wait(self) -> None:
         """Until every rank is here."""
         if self.size > 1:
             dist.barrier()
 
-    def leave(self) -> None:
-        """End the process group."""
-        if self.size > 1 and dist.is_initialized():
+    @staticmethod
+    def leave() -> None:
+        """End the process group, at the end of a process: its threads are gone when this returns.
+
+        A thread that still lets go of a tensor while Python ends would abort the process, after everything had gone well.
+        """
+        if dist.is_initialized():
             dist.destroy_process_group()
+            forget_meshes()
+            gc.collect()  # DistributedDataParallel holds the group in a cycle

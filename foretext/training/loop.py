@@ -266,15 +266,11 @@ def validate(objective: Objective, valid: Source, config: TrainingConfig, world:
 
 
 def judgement(judge: Judge, objective: Objective, world: World) -> dict[str, float]:
-    """What `judge` says on the first rank, told to all."""
+    """What `judge` says on the first rank; all take part, so that it can share out its work."""
     objective.eval()
-    values = judge() if world.first else {}
+    values = judge()
     objective.train()
-    if world.size == 1:
-        return values
-    found: list[Any] = [values]
-    torch.distributed.broadcast_object_list(found, device=world.device)
-    return found[0]
+    return world.gather(values)[0]
 
 
 def merge(sums: Sums, part: Sums) -> None:

@@ -7,13 +7,15 @@ import copy
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from foretext.errors import UserError
 from foretext.model.encoder import Encoder
 from foretext.objectives.base import Objective
+
+_meshes: list[DeviceMesh] = []
 
 
 def shard(objective: Objective, device: torch.device) -> Objective:
@@ -25,6 +27,7 @@ def shard(objective: Objective, device: torch.device) -> Objective:
     if objective.refresh_every:
         raise UserError(f"training.parallel: {objective.name} embeds the corpus while it trains, which fsdp cannot do: take ddp")
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    _meshes.append(mesh)
     copied = copy.deepcopy(objective, {id(objective.tokenizer): objective.tokenizer})
     if not objective.calls_block_parts:
         for module in list(copied.modules()):
@@ -40,6 +43,13 @@ def shard(objective: Objective, device: torch.device) -> Objective:
 def sharded(module: nn.Module) -> bool:
     """Whether `shard` made it."""
     return isinstance(module, FSDPModule)
+
+
+def forget_meshes() -> None:
+    """Take the process group from the meshes, which DTensor's caches keep to the end of the process; there is no public way."""
+    for mesh in _meshes:
+        getattr(mesh, "_pg_registry", {}).clear()
+    _meshes.clear()
 
 
 def whole(value: Tensor) -> Tensor:

@@ -124,7 +124,9 @@ def finetune(config: ClassifierConfig, overwrite: bool = False) -> Classified | 
     model = as_classifier(objective)
 
     def judge() -> dict[str, float]:
-        found = agreement(model.logits(others["valid"].first, others["valid"].second), targets["valid"].numpy(), task)
+        first, second = others["valid"].first, others["valid"].second
+        logits = world.share(range(len(first)), lambda some: model.logits([first[i] for i in some], second and [second[i] for i in some]))
+        found = agreement(logits, targets["valid"].numpy(), task)
         return {f"valid_{name}": value for name, value in found.items()}
 
     result = train(objective, source, output, config.training, valid, world, overwrite, judge if valid else None)

@@ -16,7 +16,9 @@ from foretext.retrieval.quantize import RESCORE, Precision, checked_precision
 from foretext.retrieval.rerank import CrossScorer, rerank
 from foretext.retrieval.runs import Run, ranking, read_run
 from foretext.retrieval.search import fuse
+from foretext.retrieval.shared import SharedEncoder, shared
 from foretext.retrieval.sts import correlate, read_scored_pairs, write_correlations
+from foretext.training.distributed import World
 from foretext.verbs.models import model_folder, open_encoder
 
 MEASURE = "nDCG@10"  # the one in whose difference retrievers are compared: BEIR's
@@ -48,20 +50,22 @@ class Options:
 
 def evaluate(model: str, data: Sequence[str | Path] | str | Path, options: Options = Options(), output: str | Path | None = None,
              overwrite: bool = False) -> list[str]:
-    """Score a model folder, or BM25 for the word `bm25`, on BEIR folders. Returns lines for a person.
+    """Score a model folder, or BM25 for the word `bm25`, on BEIR folders. Returns lines for a person, on the first process.
 
-    Writes scores.json, per-query.tsv and run.trec into `output`, of several collections into a folder each, with average.json.
+    Writes scores.json, per-query.tsv and run.trec into `output`, of several collections into a folder each, with average.json. Under
+    torchrun the processes share out documents, queries and the pairs of a reranker; the first one writes.
     """
     folders = _folders(data, output, overwrite)
     checked_precision(options.precision)
     if options.k < 1:
         raise UserError(f"k = {options.k}: a reranker needs at least one document; the field's usual number is 100")
-    encoder = None if model == "bm25" else open_encoder(model, options.dtype)
-    scorer = CrossScorer.load(model_folder(options.reranker)) if options.reranker else None
+    world = World.join()
+    encoder = None if model == "bm25" else shared(open_encoder(model, options.dtype, world.device), world)
+    scorer = CrossScorer.load(model_folder(options.reranker), world.device) if options.reranker else None
     lines, finished = [], []
     for folder in folders:
         collection = read_collection(folder, split=options.split)
-        evaluations = _evaluate(Path(model).name or model, encoder, scorer, collection, options)
+        evaluations = _evaluate(Path(model).name or model, encoder, scorer, collection, options, world)
         lines += [line for summary in collection.summaries for line in summary.report()]
         lines += table(evaluations, against=0, measure=MEASURE) if len(evaluations) > 1 else evaluations[0].lines()
         lines.append("")
@@ -69,31 +73,36 @@ def evaluate(model: str, data: Sequence[str | Path] | str | Path, options: Optio
     if len(finished) > 1:
         for of_one_retriever in zip(*finished):
             lines += [*averages(of_one_retriever), ""]
+    if not world.first:
+        return []
     if output:
         lines += _write(Path(output), [evaluations[-1] for evaluations in finished], overwrite)
     return lines[:-1] if not lines[-1] else lines
 
 
-def _evaluate(name: str, encoder: TextEncoder | None, scorer: CrossScorer | None, collection: Collection,
-              options: Options) -> list[Evaluation]:
+def _evaluate(name: str, encoder: TextEncoder | SharedEncoder | None, scorer: CrossScorer | None, collection: Collection,
+              options: Options, world: World) -> list[Evaluation]:
     """First stage (BM25, encoder, both fused), then the reranked: what is asked for, in that order."""
-    rules = {"split": options.split, "same_id": options.same_id}
+    rules = {"split": options.split, "same_id": options.same_id, "world": world}
     evaluations = []
     if options.hybrid or encoder is None:
         evaluations.append(score(BM25(collection.documents), collection, name="BM25", **rules))
     if encoder is not None:
         small = {"precision": options.precision, "rescore": options.rescore, "dimensions": options.dimensions}
         if options.precision != "float32" or options.dimensions:
-            vectors = encoder.encode(collection.documents, "document", show_progress=True)
+            vectors = encoder.encode(collection.documents, "document", show_progress=world.first)
             evaluations.append(score(encoder, collection, name=name, vectors=vectors, **rules))
             evaluations.append(score(encoder, collection, name=_small_name(name, options), vectors=vectors, **small, **rules))
         else:
-            evaluations.append(score(encoder, collection, name=name, show_progress=True, **rules))
+            evaluations.append(score(encoder, collection, name=name, show_progress=world.first, **rules))
     if options.hybrid and encoder is not None:
         evaluations.append(score(fuse([evaluations[0].run, evaluations[-1].run]), collection, name="fused", **rules))
     if scorer is not None:
         first = evaluations[-1].run
-        again = rerank(scorer, first, collection.queries, dict(zip(collection.document_ids, collection.documents)), options.k, True)
+        texts = dict(zip(collection.document_ids, collection.documents))
+        mine = {query: ranked for number, (query, ranked) in enumerate(first.items()) if number % world.size == world.rank}
+        parts = world.gather(rerank(scorer, mine, collection.queries, texts, options.k, world.first))
+        again = {query: parts[number % world.size][query] for number, query in enumerate(first)}
         evaluations.append(score(above(again, first), collection, name=f"first {options.k:,} reranked", **rules))
     return evaluations
 
@@ -156,7 +165,8 @@ def evaluate_sts(model: str, data: Sequence[str | Path] | str | Path, output: st
                  overwrite: bool = False, dtype: str = "auto") -> list[str]:
     """Correlate a model's similarities with people's scores of sentence pairs (csv, tsv or jsonl)."""
     files = _folders(data, output, overwrite)
-    encoder = open_encoder(model, dtype)
+    world = World.join()
+    encoder = shared(open_encoder(model, dtype, world.device), world)
     name, lines, spearmans = Path(model).name or model, [], []
     for file in files:
         pairs = read_scored_pairs(file)
@@ -164,11 +174,13 @@ def evaluate_sts(model: str, data: Sequence[str | Path] | str | Path, output: st
         spearmans.append(found.spearman)
         lines += [*pairs.summary.report(), f"{name} on {Path(file).name}: {len(pairs.scores):,} pairs",
                   f"  Spearman     {found.spearman:.4f}   [{found.low:.4f}, {found.high:.4f}]", f"  Pearson      {found.pearson:.4f}"]
-        if output:
+        if output and world.first:
             folder = Path(output) / _names(files)[len(spearmans) - 1] if len(files) > 1 else Path(output)
             write_correlations(folder, name, pairs, found, overwrite)
     if len(files) > 1:
         lines += ["", f"average Spearman of {len(files)} files: {sum(spearmans) / len(files):.4f}"]
+    if not world.first:
+        return []
     return lines + (["", f"{output}: scores.json, per-pair.tsv"] if output else [])
 
 

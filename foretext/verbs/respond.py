@@ -13,9 +13,11 @@ from foretext.errors import UserError
 from foretext.files import read_json, refuse_existing, whole_folder, write_json
 from foretext.retrieval import response_selection as selection
 from foretext.retrieval.search import open_vectors
+from foretext.retrieval.shared import shared
 from foretext.summary import ReadSummary, read_lines
 from foretext.text.corpus import ReadOptions, find_sources, read_documents
 from foretext.text.dialogues import read_examples
+from foretext.training.distributed import World
 from foretext.verbs.models import open_encoder
 
 BASELINES = ("bm25", "mean-embeddings")
@@ -153,7 +155,8 @@ def evaluate_responses(model: str, data: Sequence[str | Path] | str | Path, base
         lines.append(f"{len(examples) - len(kept):,} responses by the writer of the message left out")
         examples = kept
     found = []
-    encoder = None if model == "bm25" else open_encoder(model, dtype)
+    world = World.join()
+    encoder = None if model == "bm25" else shared(open_encoder(model, dtype, world.device), world)
     if encoder is not None:
         name = Path(model).name or model
         for earlier in (True, False) if selection.reads_earlier_turns(encoder) else (False,):
@@ -167,6 +170,8 @@ def evaluate_responses(model: str, data: Sequence[str | Path] | str | Path, base
         means = selection.MeanEmbeddings(encoder.encoder.words.weight.detach().cpu().numpy(), encoder.tokenizer, encoder.lowercase)
         found.append(selection.select("mean of embeddings", selection.vector_scorer(means, examples), examples, seed=seed))
     lines += ["", *selection.table(found)]
+    if not world.first:
+        return []
     if output:
         options = {"model": model, "data": str(data), "drop_same_author": drop_same_author, "seed": seed}
         selection.write(output, found, options, overwrite)

@@ -17,6 +17,7 @@ from foretext.retrieval.groups import Groups, Text, numbered, read_groups
 from foretext.retrieval.metrics import score
 from foretext.retrieval.runs import as_run
 from foretext.retrieval.search import search
+from foretext.retrieval.shared import shared
 from foretext.retrieval.teacher import EmbeddingTeacher, load_teacher
 from foretext.summary import Policy
 from foretext.text.grouped import GroupedPairs
@@ -121,7 +122,7 @@ def finetune(config: FinetuneConfig, overwrite: bool = False) -> Trained | None:
         for part in filter(None, (objective.encoder, objective.document_encoder)):
             add_lora(part, config.lora.rank, config.lora.alpha, config.lora.dropout)
     source = grouped(groups, objective, config)
-    valid, judge = validation(config, objective)
+    valid, judge = validation(config, objective, world)
     result = train(objective, source, config.output, config.training, valid, world, overwrite, judge)
     if not world.first:
         return None
@@ -180,7 +181,8 @@ def numbered_queries(groups: Groups, objective: Contrastive) -> tuple[list[Text]
     return texts, np.array([number[group.query_id, group.prompt] for group in groups.groups], dtype=np.int64)
 
 
-def validation(config: FinetuneConfig, objective: Contrastive) -> tuple[GroupedPairs | None, Callable[[], dict[str, float]] | None]:
+def validation(config: FinetuneConfig, objective: Contrastive,
+               world: World) -> tuple[GroupedPairs | None, Callable[[], dict[str, float]] | None]:
     """Held-out pairs to measure the loss on, and what measures the ranking; None each where nothing is held out."""
     if not config.valid_split:
         return None, None
@@ -202,9 +204,9 @@ def validation(config: FinetuneConfig, objective: Contrastive) -> tuple[GroupedP
     names, texts = [collection.document_ids[i] for i in kept], [collection.documents[i] for i in kept]
 
     def judge() -> dict[str, float]:
-        model = as_text_encoder(objective)
+        model = shared(as_text_encoder(objective), world)
         queries, documents = model.encode(asked.query_texts, "query"), model.encode(texts, "document")
-        scores, indices = search(queries, documents, JUDGED_DEPTH, model.similarity)
+        scores, indices = world.share(queries, lambda some: search(some, documents, JUDGED_DEPTH, model.similarity))
         means = score(asked.judgements, as_run(asked.query_ids, names, scores, indices), ("nDCG@10", "MRR@10")).means()
         order = sorted(means, key=lambda name: name != config.valid_measure)
         return {f"valid_{name}": means[name] for name in order}

@@ -60,7 +60,6 @@ def encode(model: str | Path, documents: Iterable[Document], output: str | Path,
     world.wait()
     if index and world.first and (overwrite or not (output / "ann").is_dir()):
         build(output, index, overwrite)
-    world.leave()
     return output
 
 
@@ -122,7 +121,7 @@ class Searcher:
         dtype = "auto" if self.vectors.manifest.get("compute_dtype") == "bfloat16" else "fp32"
         self.encoder = open_encoder(read_json(self.folder / "model.json")["model"], dtype)
         self.index: Index | None = None if exact else open_index(self.folder, self.vectors)
-        self.world = world or World(0, 1, torch.device("cpu"))
+        self.world = world or World.alone()
         self._bm25: BM25 | None = None
         self._documents: Documents | None = None
 
@@ -217,7 +216,6 @@ def search_file(folder: str | Path, queries: str | Path, output: str | Path, k: 
     if world.first:
         write_run(output, run, escape_ids=True, overwrite=overwrite)
     world.wait()
-    world.leave()
     return [*summary.report(), f"{output}: {k:,} documents for each of {len(run):,} queries"] if world.first else None
 
 

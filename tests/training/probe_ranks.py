@@ -21,8 +21,8 @@ def main(folder: Path) -> None:
     chosen = probe.choose_micro_tokens(world.wrap(objective), batches, world)
     documents = sum(len(batch.documents) for batch in batches.step(0))
     write_json(folder / f"{world.rank}.json", {"micro_tokens": chosen, "documents": documents})
-    world.leave()
 
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    World.leave()

@@ -17,6 +17,7 @@ from foretext.retrieval.metrics import paired_difference, score
 from foretext.retrieval.rerank import CrossScorer
 from foretext.retrieval.runs import ranking, read_run, write_columns
 from foretext.verbs.evaluate import Options, above, evaluate, evaluate_runs, evaluate_sts
+from tests.processes import together
 from tests.retrieval.test_evaluate import made_up
 
 
@@ -32,6 +33,19 @@ def place(tmp_path_factory, tokenizer):
     export(TextEncoder(encoder, tokenizer, "mean"), folder / "model")
     evaluate("bm25", [folder / "one", folder / "two"], output=folder / "bm25")
     evaluate(str(folder / "model"), folder / "one", output=folder / "dense")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cross_encoder(tmp_path_factory, tokenizer):
+    from transformers import BertConfig, BertForSequenceClassification
+
+    folder = tmp_path_factory.mktemp("cross")
+    torch.manual_seed(1)
+    config = BertConfig(vocab_size=tokenizer.size, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64,
+                        max_position_embeddings=96, num_labels=1, pad_token_id=tokenizer.pad_id, initializer_range=0.5)
+    BertForSequenceClassification(config).save_pretrained(folder)
+    tokenizer.save(folder, max_len=96)
     return folder
 
 
@@ -76,21 +90,14 @@ def test_anybodys_run_on_anybodys_judgements(place, shape, tmp_path):
         assert means(tmp_path / "out" / "scores.json") == pytest.approx(means(place / "bm25" / "one" / "scores.json"), abs=1e-9)
 
 
-def test_reranked_documents_stand_above_the_rest(place, tokenizer, tmp_path):
+def test_reranked_documents_stand_above_the_rest(place, cross_encoder, tmp_path):
     first = {"q": {"a": 9.0, "b": 8.0, "c": 7.0, "d": 6.0}, "p": {}}
     assert above({"q": {"a": -3.0, "b": -1.0}}, first)["q"] == {"a": -3.0, "b": -1.0, "c": -4.0, "d": -5.0}
 
-    from transformers import BertConfig, BertForSequenceClassification
-
-    torch.manual_seed(1)
-    config = BertConfig(vocab_size=tokenizer.size, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64,
-                        max_position_embeddings=96, num_labels=1, pad_token_id=tokenizer.pad_id)
-    BertForSequenceClassification(config).save_pretrained(tmp_path / "cross")
-    tokenizer.save(tmp_path / "cross", max_len=96)
-    lines = evaluate(str(place / "model"), place / "one", Options(reranker=str(tmp_path / "cross"), k=10), tmp_path / "out")
+    lines = evaluate(str(place / "model"), place / "one", Options(reranker=str(cross_encoder), k=10), tmp_path / "out")
     assert len([line for line in lines if line.startswith(("model  ", "first 10 reranked"))]) == 2
     before, after = read_run(place / "dense" / "run.trec")[0], read_run(tmp_path / "out" / "run.trec")[0]
-    collection, scorer = read_collection(place / "one"), CrossScorer.load(tmp_path / "cross")
+    collection, scorer = read_collection(place / "one"), CrossScorer.load(cross_encoder)
     texts = dict(zip(collection.document_ids, collection.documents))
     for query in list(before)[:3]:
         top = ranking(before[query])[:10]
@@ -107,9 +114,44 @@ def test_small_vectors_stand_beside_whole_ones(place):
     assert any(line.startswith("model ") for line in lines)
 
 
-def test_similarity(place, tmp_path):
+def evaluate_all(place, cross_encoder, output):
+    """Returns whether each evaluation had something to say."""
+    model, one = str(place / "model"), place / "one"
+    return [bool(lines) for lines in (
+        evaluate(model, one, Options(hybrid=True, reranker=str(cross_encoder), k=10), output / "all"),
+        evaluate(model, one, Options(precision="int8", dimensions=16), output / "small"),
+        evaluate(model, place / "few", Options(reranker=str(cross_encoder), k=10), output / "few"),
+        evaluate_sts(model, place / "pairs.csv", output / "similarity"))]
+
+
+def test_two_processes_find_what_one_finds(place, cross_encoder, tmp_path):
+    """They share out documents, queries and pairs, also of a collection with one query; the first one writes and talks."""
+    write_collection(place / "few", made_up(30, 1))
+    write_pairs(place, place / "pairs.csv")
+    together(f"""
+import os
+from pathlib import Path
+from tests.verbs.test_evaluate import evaluate_all
+said = evaluate_all(Path({str(place)!r}), Path({str(cross_encoder)!r}), Path({str(tmp_path / "two")!r}))
+assert said == [os.environ["RANK"] == "0"] * 4
+""")
+    evaluate_all(place, cross_encoder, tmp_path / "one")
+    for name in ("all", "small", "few", "similarity"):
+        alone, shared = (json.loads((tmp_path / way / name / "scores.json").read_text()) for way in ("one", "two"))
+        assert shared | {"seconds": 0} == alone | {"seconds": 0}
+    for name in ("all", "small", "few"):
+        alone, shared = (read_run(tmp_path / way / name / "run.trec")[0] for way in ("one", "two"))
+        for query, found in alone.items():  # a reranker's scores differ by rounding where other pairs stand beside them
+            assert ranking(shared[query]) == ranking(found) and shared[query] == pytest.approx(found, abs=1e-4)
+
+
+def write_pairs(place, file):
     texts = read_collection(place / "one").documents
-    (tmp_path / "a.csv").write_text("".join(f"{a},{b},{i % 5}\n" for i, (a, b) in enumerate(zip(texts[::2], texts[1::2]))))
+    file.write_text("".join(f"{a},{b},{i % 5}\n" for i, (a, b) in enumerate(zip(texts[::2], texts[1::2]))))
+
+
+def test_similarity(place, tmp_path):
+    write_pairs(place, tmp_path / "a.csv")
     lines = evaluate_sts(str(place / "model"), tmp_path / "a.csv", tmp_path / "out")
     found = json.loads((tmp_path / "out" / "scores.json").read_text())
     assert any(line.startswith(f"  Spearman     {found['spearman']:.4f}") for line in lines) and found["pairs"] == 40

@@ -198,7 +198,7 @@ def test_a_live_cross_encoder_teaches_what_its_scores_in_a_file_teach(place, tmp
 
 
 def test_two_processes_stop_at_the_same_step_and_keep_the_best_checkpoint(place, tmp_path):
-    """The first one searches, and both hear what it found: were they of two minds, one would wait for the other's gradient."""
+    """Both search their share, and hear the same: were they of two minds, one would wait for the other's gradient."""
     output = tmp_path / "run"
     (tmp_path / "run.yaml").write_text(json.dumps({
         "data": str(place), "output": str(output), "tokenizer": str(place / "tokenizer"), "negatives": str(place / "negatives.tsv"),

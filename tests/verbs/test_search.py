@@ -1,9 +1,6 @@
 """Encode, index, search: whole, in shards and on several processes they find the same."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +19,7 @@ from foretext.retrieval.search import open_vectors
 from foretext.text.corpus import Document
 from foretext.verbs.search import Searcher, build, encode, join, search, search_file
 from tests.conftest import made_up_texts
+from tests.processes import together
 
 CORPUS = [Document(f"doc {i}", f"Title {i}" if i % 3 else "", text) for i, text in enumerate(made_up_texts(90, seed=5))]
 
@@ -127,28 +125,6 @@ search_file({str(tmp_path / "two")!r}, {str(queries)!r}, {str(tmp_path / "two.tr
     assert read_run(tmp_path / "two.trec")[0] == read_run(tmp_path / "one.trec")[0]
     assert [len(shard) for shard in open_vectors(tmp_path / "two").shards] == [48, 42]
     assert (tmp_path / "two" / "documents.jsonl").read_text() == (index / "documents.jsonl").read_text()
-
-
-def together(script: str) -> None:
-    """Run a script as two processes under torchrun's contract."""
-    environment = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
-    running = [subprocess.Popen([sys.executable, "-c", script], env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-                                stderr=subprocess.PIPE, text=True) for rank in range(2)]
-    try:
-        for process in running:
-            said = process.communicate(timeout=120)[1]
-            assert process.returncode == 0, said
-    finally:
-        for process in running:
-            process.kill()
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.mark.parametrize("hybrid", [False, True])
