@@ -11,6 +11,7 @@ from foretext.retrieval.towers import ConversationEncoder, TowerEncoder
 from foretext.verbs.pretrain import EncoderChoice, as_text_encoder, continue_heads, start_encoder
 from tests.conftest import made_up_texts
 from tests.objectives.table import EVERY, make_objective, small_tokenizer
+from tests.processes import together
 
 TEXTS = made_up_texts(9, seed=4)
 
@@ -64,6 +65,27 @@ def test_messages_with_the_turns_before_them(inference):
     assert not np.allclose(found[1], model.encode(TEXTS[5:6], "query")[0], atol=1e-3)
     for i in range(1, 5):
         np.testing.assert_allclose(found[i], model.encode_contexts(TEXTS[4 + i : 5 + i], turns[i : i + 1])[0], rtol=0, atol=1e-5)
+
+
+def test_two_processes_embed_messages_together(tmp_path):
+    """Messages with turns before them are shared out too; one of two processes may have none."""
+    model = as_text_encoder(make().eval())
+    export(model, tmp_path / "model")
+    turns = ["", *TEXTS[:4]]
+    together(f"""
+import numpy as np
+from foretext.retrieval.embed import TextEncoder
+from foretext.retrieval.shared import SharedConversationEncoder, shared
+from foretext.training.distributed import World
+world = World.join("cpu")
+model = shared(TextEncoder.load({str(tmp_path / "model")!r}), world)
+assert isinstance(model, SharedConversationEncoder) and model.similarity == {model.similarity!r}
+np.save({str(tmp_path)!r} + f"/several-{{world.rank}}", model.encode_contexts({TEXTS[4:]!r}, {turns!r}))
+np.save({str(tmp_path)!r} + f"/one-{{world.rank}}", model.encode_contexts({TEXTS[4:5]!r}, ["before"]))
+""")
+    for rank in range(2):
+        np.testing.assert_allclose(np.load(tmp_path / f"several-{rank}.npy"), model.encode_contexts(TEXTS[4:], turns), rtol=0, atol=1e-5)
+        np.testing.assert_allclose(np.load(tmp_path / f"one-{rank}.npy"), model.encode_contexts(TEXTS[4:5], ["before"]), rtol=0, atol=1e-5)
 
 
 def test_the_quantised_file_is_small(tmp_path):
