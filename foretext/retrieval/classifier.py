@@ -19,6 +19,7 @@ from foretext.model.heads import SequenceHead
 from foretext.model.huggingface import load as load_huggingface
 from foretext.progress import progress
 from foretext.retrieval.embed import TOKENS_AT_ONCE, batches_of, inference
+from foretext.retrieval.lanes import even_budget, lanes_for, side_by_side
 from foretext.text.batches import Documents
 from foretext.text.joined import Cut, joined
 from foretext.text.tokenizer import Tokenizer
@@ -96,15 +97,22 @@ class TextClassifier:
         self.last_cut = int((lengths > self.max_len).sum())
         framed = lengths.clamp(max=self.max_len).numpy()
         budget = token_budget or TOKENS_AT_ONCE.get(self.device.type, TOKENS_AT_ONCE["cpu"])
+        lanes = lanes_for(int(framed.sum()), self.device)
+        if lanes > 1 and not token_budget:
+            budget = even_budget(int(framed.sum()), int(framed.max()), budget, lanes)
         out = np.empty((len(framed), self.head.out.out_features), np.float32)
         training = self.head.training
         self.head.eval()
+
+        def score(some: np.ndarray) -> int:
+            parts = [texts.select(rows[torch.from_numpy(some)]) for texts, rows in sides]
+            out[some] = self.head(self.encoder, self._tokens(parts, between).to(self.device)).cpu().numpy()
+            return len(some)
+
         with inference(self.encoder, self.dtype), progress("scoring", len(framed)) if show_progress else nullcontext() as advance:
-            for some in batches_of(np.argsort(-framed, kind="stable"), framed, budget):
-                parts = [texts.select(rows[torch.from_numpy(some)]) for texts, rows in sides]
-                out[some] = self.head(self.encoder, self._tokens(parts, between).to(self.device)).cpu().numpy()
+            for done in side_by_side(score, list(batches_of(np.argsort(-framed, kind="stable"), framed, budget)), lanes):
                 if advance:
-                    advance(len(some))
+                    advance(done)
         self.head.train(training)
         return out
 

@@ -27,6 +27,7 @@ from foretext.model.huggingface import load_encoder
 from foretext.model.layers import Linear
 from foretext.model.towers import is_towers
 from foretext.progress import progress
+from foretext.retrieval.lanes import even_budget, lanes_for, side_by_side
 from foretext.text.tokenizer import Tokenizer
 
 Kind = Literal["query", "document"]
@@ -139,6 +140,11 @@ class TextEncoder:
         return self
 
     @property
+    def overlapping(self) -> bool:
+        """Whether threads can use the networks at the same time."""
+        return True
+
+    @property
     def dimension(self) -> int:
         """D"""
         return self.encoder.config.width if self.projection is None else self.projection.out_features
@@ -187,18 +193,25 @@ class TextEncoder:
         starts = np.cumsum(lengths) - lengths
         kept = np.minimum(lengths, self.max_len - 2)
         self.last_cut = Cut(int((kept < lengths).sum()), int((lengths - kept).sum()))
-        budget = token_budget or TOKENS_AT_ONCE.get(self.device.type, TOKENS_AT_ONCE["cpu"])
         order = np.argsort(-kept, kind="stable")  # longest first: tight buckets, and memory runs out at once or never
         vectors = np.empty((len(kept), self.dimension), np.float32)
         total = int(kept.sum()) + 2 * len(kept)
+        budget = token_budget or TOKENS_AT_ONCE.get(self.device.type, TOKENS_AT_ONCE["cpu"])
+        lanes = lanes_for(total, self.device) if self.overlapping else 1
+        if lanes > 1 and not token_budget:
+            budget = even_budget(total, int(kept.max()) + 2, budget, lanes)
         network = self.network(kind)
         network.compute_dtype = self.encoder.compute_dtype
+
+        def embed(rows: np.ndarray) -> int:
+            tokens = self._frame(ids, starts[rows], kept[rows])
+            vectors[rows] = self.embed(tokens, kind).float().cpu().numpy()
+            return sum(tokens.layout.lengths)
+
         with inference(network, self.dtype), progress("embedding tokens", total) if show_progress else nullcontext() as advance:
-            for rows in batches_of(order, kept + 2, budget):
-                tokens = self._frame(ids, starts[rows], kept[rows])
-                vectors[rows] = self.embed(tokens, kind).float().cpu().numpy()
+            for done in side_by_side(embed, list(batches_of(order, kept + 2, budget)), lanes):
                 if advance:
-                    advance(sum(tokens.layout.lengths))
+                    advance(done)
         return vectors
 
     def embed(self, tokens: Tokens, kind: Kind = "document") -> Tensor:

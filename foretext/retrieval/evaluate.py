@@ -1,10 +1,10 @@
 """How well a retriever does on a collection: a table for people, scores per query, and a run anybody can score again."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -18,7 +18,6 @@ from foretext.retrieval.quantize import RESCORE, Precision, checked_precision, q
 from foretext.retrieval.runs import Run, as_run, ranking, write_run
 from foretext.retrieval.search import Vectors, search
 from foretext.summary import Policy, ReadSummary
-from foretext.training.distributed import World
 
 DEPTH = 1000  # documents kept per query, as TREC and BEIR do
 
@@ -28,6 +27,14 @@ class Encoder(Protocol):
 
     def encode(self, texts: list[str], kind: str) -> np.ndarray:
         """float32 (n, D); `kind` is "query" or "document"."""
+
+
+Share = Callable[[Sequence, Callable[[Any], Any]], Any]  # (items, work) -> work(items), arrays with a row for each
+
+
+def alone(items: Sequence, work: Callable[[Any], Any]) -> Any:
+    """One process does everything."""
+    return work(items)
 
 
 @dataclass(frozen=True)
@@ -90,7 +97,7 @@ def evaluate(retriever: "Encoder | BM25 | Run", collection: Collection, split: s
              measures: Sequence[str] = MEASURES, depth: int = DEPTH, same_id: str | None = None,
              drop_missing_docs: bool = False, vectors: Vectors | np.ndarray | Sequence[np.ndarray] | None = None,
              precision: Precision = "float32", rescore: int = RESCORE, dimensions: int | None = None,
-             device: str = "cpu", name: str | None = None, show_progress: bool = False, world: World | None = None) -> Evaluation:
+             device: str = "cpu", name: str | None = None, show_progress: bool = False, share: Share = alone) -> Evaluation:
     """Rank the corpus for every judged query and score the ranking.
 
     Args:
@@ -104,7 +111,7 @@ def evaluate(retriever: "Encoder | BM25 | Run", collection: Collection, split: s
         dimensions: only the first so many of each vector are used, as Matryoshka models are trained to bear.
         device: where the products of the search run.
         name: how tables call the retriever.
-        world: its processes, which all call this alike, share out the queries (and the documents, if the encoder is `shared`).
+        share: how several processes, which all call this alike, share out the queries (`training.distributed.World.share`).
 
     Raises:
         UserError: no such split, ids that do not fit, or a relevant document with the query's own id and no `same_id`.
@@ -126,7 +133,7 @@ def evaluate(retriever: "Encoder | BM25 | Run", collection: Collection, split: s
         run = _checked_run(retriever, asked, notes)
     else:
         small = _Small(checked_precision(precision), rescore, dimensions)
-        run = _search(retriever, collection, asked, depth + drop, vectors, small, device, notes, show_progress, world or World.alone())
+        run = _search(retriever, collection, asked, depth + drop, vectors, small, device, notes, show_progress, share)
     run = _cut(run, asked, depth, drop, notes)
 
     query_ids = _with_relevant(asked, collection.policy, notes)
@@ -154,14 +161,14 @@ class _Small:
 
 
 def _search(retriever: "Encoder | BM25", collection: Collection, asked: Split, k: int, vectors, small: _Small, device: str,
-            notes: ReadSummary, show_progress: bool, world: World) -> Run:
+            notes: ReadSummary, show_progress: bool, share: Share) -> Run:
     """The run of the whole corpus, k documents per query."""
     document_ids, size = collection.document_ids, len(collection.documents)
     k = min(k, size)
     if isinstance(retriever, BM25):
         if retriever.size != size:
             raise UserError(f"the BM25 index holds {retriever.size:,} documents, {collection.name} {size:,}; index it again")
-        found = world.share(asked.query_texts, lambda some: retriever.search(some, k, show_progress))
+        found = share(asked.query_texts, lambda some: retriever.search(some, k, show_progress))
         return as_run(asked.query_ids, document_ids, *found)
     if isinstance(vectors, Vectors):
         if sorted(vectors.ids) != sorted(document_ids):  # shards may bring them in another order
@@ -185,10 +192,10 @@ def _search(retriever: "Encoder | BM25", collection: Collection, asked: Split, k
             raise UserError(f"dimensions {small.dimensions}: the vectors have {queries.shape[1]}; choose 1 to {queries.shape[1]}")
         queries, shards = queries[:, :small.dimensions], [shard[:, :small.dimensions] for shard in shards]
     if small.precision == "float32":
-        found = world.share(queries, lambda some: search(some, shards, k, similarity, device=device, show_progress=show_progress))
+        found = share(queries, lambda some: search(some, shards, k, similarity, device=device, show_progress=show_progress))
     else:
         codes = quantize(shards, small.precision, similarity)
-        found = world.share(queries, lambda some: search_codes(some, codes, k, small.rescore, show_progress))
+        found = share(queries, lambda some: search_codes(some, codes, k, small.rescore, show_progress))
     return as_run(asked.query_ids, document_ids, *found)
 
 

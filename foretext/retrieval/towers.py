@@ -50,6 +50,10 @@ class TowerEncoder(TextEncoder):
     def dimension(self) -> int:
         return self.towers.dimension
 
+    @property
+    def overlapping(self) -> bool:
+        return self.towers.quantize is None  # else each forward pass puts other weights into the modules
+
     def network(self, kind: Kind) -> Encoder:
         return self.towers.encoder  # its precision is the other's too
 

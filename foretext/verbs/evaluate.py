@@ -16,10 +16,10 @@ from foretext.retrieval.quantize import RESCORE, Precision, checked_precision
 from foretext.retrieval.rerank import CrossScorer, rerank
 from foretext.retrieval.runs import Run, ranking, read_run
 from foretext.retrieval.search import fuse
-from foretext.retrieval.shared import SharedEncoder, shared
 from foretext.retrieval.sts import correlate, read_scored_pairs, write_correlations
 from foretext.training.distributed import World
 from foretext.verbs.models import model_folder, open_encoder
+from foretext.verbs.shared import SharedEncoder, shared
 
 MEASURE = "nDCG@10"  # the one in whose difference retrievers are compared: BEIR's
 
@@ -83,7 +83,7 @@ def evaluate(model: str, data: Sequence[str | Path] | str | Path, options: Optio
 def _evaluate(name: str, encoder: TextEncoder | SharedEncoder | None, scorer: CrossScorer | None, collection: Collection,
               options: Options, world: World) -> list[Evaluation]:
     """First stage (BM25, encoder, both fused), then the reranked: what is asked for, in that order."""
-    rules = {"split": options.split, "same_id": options.same_id, "world": world}
+    rules = {"split": options.split, "same_id": options.same_id, "share": world.share}
     evaluations = []
     if options.hybrid or encoder is None:
         evaluations.append(score(BM25(collection.documents), collection, name="BM25", **rules))

@@ -13,12 +13,12 @@ from foretext.errors import UserError
 from foretext.files import read_json, refuse_existing, whole_folder, write_json
 from foretext.retrieval import response_selection as selection
 from foretext.retrieval.search import open_vectors
-from foretext.retrieval.shared import shared
 from foretext.summary import ReadSummary, read_lines
 from foretext.text.corpus import ReadOptions, find_sources, read_documents
 from foretext.text.dialogues import read_examples
 from foretext.training.distributed import World
 from foretext.verbs.models import open_encoder
+from foretext.verbs.shared import shared
 
 BASELINES = ("bm25", "mean-embeddings")
 

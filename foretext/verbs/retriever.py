@@ -17,7 +17,6 @@ from foretext.retrieval.groups import Groups, Text, numbered, read_groups
 from foretext.retrieval.metrics import score
 from foretext.retrieval.runs import as_run
 from foretext.retrieval.search import search
-from foretext.retrieval.shared import shared
 from foretext.retrieval.teacher import EmbeddingTeacher, load_teacher
 from foretext.summary import Policy
 from foretext.text.grouped import GroupedPairs
@@ -27,6 +26,7 @@ from foretext.training.loop import TrainingConfig, train
 from foretext.training.optim import OptimConfig
 from foretext.verbs.models import encoding_dtype, model_folder
 from foretext.verbs.pretrain import EncoderChoice, Trained, as_text_encoder, finish, load_best, start_encoder, tokenizer_of
+from foretext.verbs.shared import shared
 
 JUDGED_DEPTH = 10  # of the measures that validation computes
 

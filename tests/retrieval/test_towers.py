@@ -75,7 +75,7 @@ def test_two_processes_embed_messages_together(tmp_path):
     together(f"""
 import numpy as np
 from foretext.retrieval.embed import TextEncoder
-from foretext.retrieval.shared import SharedConversationEncoder, shared
+from foretext.verbs.shared import SharedConversationEncoder, shared
 from foretext.training.distributed import World
 world = World.join("cpu")
 model = shared(TextEncoder.load({str(tmp_path / "model")!r}), world)
