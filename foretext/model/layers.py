@@ -3,7 +3,7 @@
     T tokens   D width   H heads   d head width
 """
 
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,22 +12,13 @@ from torch import Tensor, nn
 FUSED: tuple[torch.dtype, ...] = ()  # dtypes in which oneDNN does more with a product than to write it
 if torch.backends.mkldnn.is_available():
     FUSED = (torch.float32, torch.bfloat16) if torch.ops.mkldnn._is_mkldnn_bf16_supported() else (torch.float32,)
-TOKENS = 4096  # of a product, for whose sake oneDNN chooses the order of a weight; any number may follow
-
-
-class Frozen(NamedTuple):
-    """A weight as products read it, and what it was made of."""
-
-    of: Tensor
-    version: int
-    weight: Tensor  # in oneDNN's own order if `weight.is_mkldnn`
-    bias: Tensor | None
+TOKENS = 4096  # for products of so many oneDNN chooses the order of a weight; any number may follow
 
 
 class Linear(nn.Linear):
     """A linear map whose fp32 master weights follow the activations' dtype; initialised N(0, .02), bias 0."""
 
-    frozen: Frozen | None = None
+    frozen: tuple[Tensor, int, tuple[Tensor, Tensor | None]] | None = None  # by `freeze`: weight, its version, both as products read them
 
     def reset_parameters(self) -> None:
         nn.init.normal_(self.weight, std=0.02)
@@ -44,29 +35,24 @@ class Linear(nn.Linear):
         return F.gelu(x) if then == "gelu" else x
 
     def freeze(self, dtype: torch.dtype) -> None:
-        """Take no gradients from now on, and keep a copy of the weight in `dtype` and, on a CPU, in the order in which oneDNN reads it.
-
-        With few tokens a cast at every call takes longer than the product, and with many the product is up to a tenth faster.
-        """
+        """Take no gradients from now on, and keep a copy in `dtype`, in oneDNN's order on a CPU: neither cast nor sorted at every call."""
         self.requires_grad_(False)
-        if self.weight.is_inference():  # it does not tell when it changes
-            return
         weight, bias = self._in(dtype)
         if weight.device.type == "cpu" and dtype in FUSED:
             weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), TOKENS)
-        if weight is not self.weight:
-            self.frozen = Frozen(self.weight, self.weight._version, weight, bias)
+        if weight is not self.weight and not self.weight.is_inference():  # an inference tensor does not tell when it changes
+            self.frozen = self.weight, self.weight._version, (weight, bias)
+
+    def _in(self, dtype: torch.dtype, fused: bool = False) -> tuple[Tensor, Tensor | None]:
+        if self.frozen and not self.weight.requires_grad:  # else it may change, and a fused optimizer tells no version
+            weight, version, kept = self.frozen
+            same = weight is self.weight and version == weight._version and kept[0].device == weight.device
+            if same and kept[0].dtype == dtype and kept[0].is_mkldnn <= fused:
+                return kept
+        return self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype)
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"frozen": None}  # oneDNN's order can be neither copied nor pickled
-
-    def _in(self, dtype: torch.dtype, fused: bool = False) -> tuple[Tensor, Tensor | None]:
-        kept = self.frozen
-        if kept and not self.weight.requires_grad:  # else it may change, and a fused optimizer tells no version
-            same = kept.of is self.weight and kept.version == self.weight._version and kept.weight.device == self.weight.device
-            if same and kept.weight.dtype == dtype and kept.weight.is_mkldnn <= fused:
-                return kept.weight, kept.bias
-        return self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype)
 
 
 class LayerNorm(nn.LayerNorm):

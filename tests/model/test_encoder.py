@@ -1,5 +1,7 @@
 """What holds for every encoder: batch mates do not matter, pruning is exact, gradients are those of the padded model."""
 
+import copy
+
 import pytest
 import torch
 import transformers
@@ -210,6 +212,24 @@ def test_frozen_weights_say_the_same():
     states = frozen(model)
     assert all(module.frozen for module in model.modules() if isinstance(module, Linear))
     assert torch.equal(states(), before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_frozen_weights_are_read_in_any_way(dtype):
+    """One token or many, a copy of the model, and outside inference mode, where the order of oneDNN cannot be used."""
+    torch.manual_seed(0)
+    plain, frozen = Linear(48, 96), Linear(48, 96)
+    frozen.load_state_dict(plain.state_dict())
+    frozen.freeze(dtype)
+    copied = copy.deepcopy(frozen)
+    for tokens in (1, 7, 300):
+        x = torch.randn(tokens, 48).to(dtype)
+        with torch.inference_mode():
+            expected = plain(x)
+            torch.testing.assert_close(frozen(x), expected)
+            torch.testing.assert_close(copied(x), expected)
+        usual = plain(x).detach()
+        assert torch.equal(frozen(x), usual) and torch.equal(copied(x), usual)
 
 
 def trained(model):

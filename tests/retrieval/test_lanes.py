@@ -1,0 +1,82 @@
+"""Batches side by side: the same results in the same order, and every thread's number of cores as it was."""
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from foretext.model.encoder import Encoder
+from foretext.model.presets import preset
+from foretext.retrieval.embed import TextEncoder, batches_of
+from foretext.retrieval.lanes import even_budget, lanes_for, side_by_side
+from tests.conftest import made_up_texts
+
+
+@pytest.fixture
+def three_cores():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_in_order_with_the_cores_shared_out(three_cores):
+    def work(item):
+        together.wait(timeout=30)
+        return item, torch.get_num_threads(), torch.is_inference_mode_enabled(), threading.current_thread().name
+
+    together = threading.Barrier(3)
+    with torch.inference_mode():
+        found = list(side_by_side(work, range(6), 3))
+    assert [item for item, *_ in found] == list(range(6)) and {(cores, mode) for _, cores, mode, _ in found} == {(1, True)}
+    assert torch.get_num_threads() == 3 and len({name for *_, name in found}) == 3
+    seen = []
+    threading.Thread(target=lambda: seen.append(torch.get_num_threads())).run()
+    assert seen == [3]
+    alone = list(side_by_side(lambda item: torch.get_num_threads(), range(4), 1))
+    assert alone == [3] * 4
+
+
+def test_a_mistake_is_told_and_nothing_more_begins(three_cores):
+    begun = []
+
+    def work(item):
+        begun.append(item)
+        if item == 1:
+            raise ValueError("item 1")
+        return item
+
+    with pytest.raises(ValueError, match="item 1"):
+        list(side_by_side(work, range(1000), 2))
+    assert len(begun) < 1000 and torch.get_num_threads() == 3
+
+
+def test_few_tokens_and_other_devices_have_one_lane(three_cores):
+    assert [lanes_for(tokens, torch.device("cpu")) for tokens in (0, 2047, 2048, 10**6)] == [1, 1, 2, 3]
+    assert lanes_for(10**6, torch.device("cuda")) == 1
+
+
+@pytest.mark.parametrize("lanes", [2, 3, 8])
+def test_batches_are_even(lanes):
+    draw = np.random.default_rng(lanes)
+    for count in (1, 5, 60, 700, 5000):
+        lengths = draw.integers(1, 512, count)
+        total, longest = int(lengths.sum()), int(lengths.max())
+        budget = even_budget(total, longest, 4096, lanes)
+        batches = list(batches_of(np.argsort(-lengths, kind="stable"), lengths, budget))
+        assert longest <= budget <= 4096
+        assert budget == 4096 or len(batches) <= lanes * -(-total // (4096 * lanes))
+
+
+def test_vectors_are_those_of_one_lane(tokenizer, three_cores):
+    torch.manual_seed(0)
+    model = TextEncoder(Encoder(preset("bert-tiny", tokenizer.size, width=32, max_len=64)), tokenizer, "mean")
+    texts = made_up_texts(400, seed=3)
+    lanes = []
+    model_embed, model.embed = model.embed, lambda *args: (lanes.append(threading.current_thread().name), model_embed(*args))[1]
+    found = model.encode(texts)
+    assert len(set(lanes)) == 3 and "MainThread" not in lanes
+    torch.set_num_threads(1)
+    np.testing.assert_allclose(found, model.encode(texts), rtol=0, atol=1e-6)
+    assert lanes[-1] == "MainThread"
