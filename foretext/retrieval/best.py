@@ -77,6 +77,10 @@ class Best:
         new[query, place] = keys
         self._join(new)
 
+    def join(self, other: "Best") -> None:
+        """Take over what was found in other rows."""
+        self._join(other.keys)
+
     def _join(self, keys) -> None:
         """Sort in other keys (Q, any)."""
         import torch

@@ -59,6 +59,13 @@ class RoundedScan:
             if torch.cat([part.certain() for part in self.parts]).float().mean() < CERTAIN:
                 raise TooMuchAlike
 
+    def join(self, other: "RoundedScan") -> None:
+        """Take over what was found in other rows."""
+        self.length, self.error = max(self.length, other.length), max(self.error, other.error)
+        for mine, theirs in zip(self.parts, other.parts):
+            mine.lengthen(self.length, self.error)
+            mine.join(theirs)
+
     def candidates(self):
         """Document numbers (Q, 2 k + 32), -1 for none, and for each query whether its k nearest are certainly among them."""
         import torch

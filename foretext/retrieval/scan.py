@@ -24,6 +24,11 @@ class Scan:
         for _, best in self.parts:
             best.settle()
 
+    def join(self, other: "Scan") -> None:
+        """Take over what was found in other rows."""
+        for (_, mine), (_, theirs) in zip(self.parts, other.parts):
+            mine.join(theirs)
+
     def candidates(self):
         """Document numbers (Q, <= keep)."""
         import torch

@@ -14,6 +14,7 @@ import numpy as np
 from foretext.errors import UserError
 from foretext.files import read_json
 from foretext.progress import progress
+from foretext.retrieval.lanes import side_by_side
 from foretext.retrieval.rounded import RoundedScan, TooMuchAlike, candidates_for
 from foretext.retrieval.runs import Run, ranking
 from foretext.retrieval.scan import Scan
@@ -21,6 +22,7 @@ from foretext.retrieval.scan import Scan
 BLOCK_ROWS = 32_768  # rows read at once
 MANY = 128  # queries from which on rounding the documents for them all pays,
 ROWS_PER_PLACE = 1000  # if there are as many documents for each of the k asked for: below, candidates take longer than products
+LANE_ROWS = 16_384  # are worth a lane
 RESCORED_TOGETHER = 1 << 20  # numbers of candidates that each thread takes to fp64 at once
 SPARE = 16  # candidates kept beyond k, so that rounding inside the block products cannot push a true neighbour out
 
@@ -121,12 +123,21 @@ def search(queries: np.ndarray, vectors: np.ndarray | Sequence[np.ndarray], k: i
     asked = torch.from_numpy(unit(queries) if similarity == "cosine" else queries).to(device)
     with _full_precision(), torch.inference_mode(), progress("searching", rows if show_progress else 0) as advance:
 
-        def scanned(scan):
-            """What `scan` finds in all rows."""
-            for start, block in blocks(shards, block_rows):
-                scan.add(torch.from_numpy(unit(block) if similarity == "cosine" else block).to(device), start)
-                if show_progress:
-                    advance(len(block))
+        lanes = max(1, min(torch.get_num_threads(), rows // LANE_ROWS)) if device == "cpu" else 1
+
+        def scanned(make: Callable):
+            """What a scan finds in all rows; lanes of a CPU read a part each, with a scan of their own."""
+            def read(lane: int):
+                scan, (mine, first) = make(), split_rows(shards, lane, lanes)
+                for start, block in blocks(mine, block_rows):
+                    scan.add(torch.from_numpy(unit(block) if similarity == "cosine" else block).to(device), first + start)
+                    if show_progress:
+                        advance(len(block))
+                return scan
+
+            scan, *others = side_by_side(read, range(lanes), lanes)
+            for other in others:
+                scan.join(other)
             return scan.candidates()
 
         keep = min(k + SPARE, rows)
@@ -137,7 +148,7 @@ def search(queries: np.ndarray, vectors: np.ndarray | Sequence[np.ndarray], k: i
 def _by_rounded(asked, k: int, keep: int, scanned: Callable) -> np.ndarray:
     """Candidates by bf16 products; of queries that these cannot be certain about, by fp32 products."""
     try:
-        numbers, certain = (found.numpy() for found in scanned(RoundedScan(asked, k)))
+        numbers, certain = (found.numpy() for found in scanned(lambda: RoundedScan(asked, k)))
     except TooMuchAlike:
         return _by_fp32(asked, keep, scanned)
     if not certain.all():
@@ -149,7 +160,7 @@ def _by_rounded(asked, k: int, keep: int, scanned: Callable) -> np.ndarray:
 
 def _by_fp32(asked, keep: int, scanned: Callable) -> np.ndarray:
     """Numbers of the `keep` best documents of each query."""
-    return scanned(Scan(asked, keep)).cpu().numpy()
+    return scanned(lambda: Scan(asked, keep)).cpu().numpy()
 
 
 def rescored(queries: np.ndarray, shards: list[np.ndarray], candidates: np.ndarray, k: int,

@@ -100,9 +100,31 @@ def test_full_precision_also_where_training_allowed_less(data):
         torch.set_float32_matmul_precision(before)
 
 
+@pytest.fixture(params=[1, 3])
+def lanes(request, monkeypatch):
+    """Parts of the rows that are read at the same time."""
+    monkeypatch.setattr(module, "LANE_ROWS", 500)
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def test_lanes_are_joined(data, lanes, monkeypatch):
+    queries, vectors = data
+    scans = []
+    monkeypatch.setattr(module, "Scan", lambda *args: (scans.append(scan.Scan(*args)), scans[-1])[1])
+    np.testing.assert_array_equal(search(queries, [vectors[:700], vectors[700:]], 40, rounded=False)[1], by_sorting(queries, vectors, 40)[1])
+    assert len(scans) == lanes
+    faulty = vectors.copy()
+    faulty[1234, 5] = np.nan
+    with pytest.raises(UserError, match="number 1234 is not finite"):
+        search(queries, faulty, 40, rounded=False)
+
+
 @pytest.mark.parametrize("similarity", ["dot", "cosine"])
 @pytest.mark.parametrize("scale, shift", [(1, 0), (1, 3), (1e-3, 0.01), (100, 0)])
-def test_rounded_products_find_the_same(data, monkeypatch, similarity, scale, shift):
+def test_rounded_products_find_the_same(data, monkeypatch, lanes, similarity, scale, shift):
     """Copies tie; a shift makes vectors so much alike that rounding hides who is nearer: then fp32 decides."""
     monkeypatch.setattr("foretext.retrieval.rounded.ROWS", 300)
     queries, vectors = (scale * part + np.float32(scale * shift) for part in data)
@@ -110,9 +132,10 @@ def test_rounded_products_find_the_same(data, monkeypatch, similarity, scale, sh
     for k in (1, 10, 60):
         expected_scores, expected = by_sorting(queries, vectors, k, similarity == "cosine")
         for block_rows in (1000, 32_768):
-            scores, indices = search(queries, vectors, k, similarity, block_rows=block_rows, rounded=True)
-            np.testing.assert_array_equal(indices, expected)
-            np.testing.assert_array_equal(scores, expected_scores)
+            for rounded in (True, False):
+                scores, indices = search(queries, vectors, k, similarity, block_rows=block_rows, rounded=rounded)
+                np.testing.assert_array_equal(indices, expected)
+                np.testing.assert_array_equal(scores, expected_scores)
 
 
 def test_rounded_products_are_certain_of_most_and_leave_the_rest_to_fp32(data, monkeypatch):
@@ -214,7 +237,7 @@ def test_fusion_by_hand():
 
 
 @pytest.mark.parametrize("rising", [True, False])
-def test_rounded_products_of_vectors_of_very_different_lengths(data, rising, monkeypatch):
+def test_rounded_products_of_vectors_of_very_different_lengths(data, rising, lanes, monkeypatch):
     """A bound that holds for the rows so far does not hold for longer ones."""
     monkeypatch.setattr("foretext.retrieval.rounded.ROWS", 300)
     queries, vectors = data
