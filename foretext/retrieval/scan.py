@@ -13,7 +13,7 @@ class Scan:
     """The `keep` best of each of `queries`, fp32 (Q, D), by fp32 products: `add` every block, then `candidates`."""
 
     def __init__(self, queries, keep: int):
-        self.parts = [(part, Best(len(part), keep, queries.device)) for part in queries.split(TOGETHER)]
+        self.parts = [(in_order(part), Best(len(part), keep, queries.device)) for part in queries.split(TOGETHER)]
 
     def add(self, block, start: int) -> None:
         """Look at the rows of a block, fp32 (any number, D), whose first has number `start`."""
@@ -36,11 +36,19 @@ class Scan:
         return torch.cat([best.numbers for _, best in self.parts])
 
 
-def products(rows, queries):
-    """fp32 (R, D), (Q, D) -> (R, Q)."""
+def in_order(queries):
+    """fp32 (Q, D) in the order in which products read them."""
     import torch
 
-    if rows.device.type == "cpu" and torch.backends.mkldnn.is_available():
-        # Reads the rows as they lie; `@` packs them first, which takes 1.1 to 1.5 times as long (docs/LOG.md).
+    if queries.device.type == "cpu" and torch.backends.mkldnn.is_available():
+        return torch.ops.mkldnn._reorder_linear_weight(queries, ROWS)
+    return queries
+
+
+def products(rows, queries):
+    """fp32 (R, D), (Q, D) as `in_order` gives them -> (R, Q)."""
+    import torch
+
+    if queries.is_mkldnn:  # reads the rows as they lie; `@` packs them first, which takes 1.1 to 1.5 times as long (docs/LOG.md)
         return torch.ops.mkldnn._linear_pointwise(rows, queries, None, "none", [], "none")
     return rows @ queries.T

@@ -114,7 +114,8 @@ def test_lanes_are_joined(data, lanes, monkeypatch):
     queries, vectors = data
     scans = []
     monkeypatch.setattr(module, "Scan", lambda *args: (scans.append(scan.Scan(*args)), scans[-1])[1])
-    np.testing.assert_array_equal(search(queries, [vectors[:700], vectors[700:]], 40, rounded=False)[1], by_sorting(queries, vectors, 40)[1])
+    found = search(queries, [vectors[:700], vectors[700:]], 40, rounded=False)[1]
+    np.testing.assert_array_equal(found, by_sorting(queries, vectors, 40)[1])
     assert len(scans) == lanes
     faulty = vectors.copy()
     faulty[1234, 5] = np.nan
