@@ -13,11 +13,12 @@ import torch
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
 SMALLEST = 1024  # tokens that are worth a lane
+MOST = 8  # lanes; with more cores each has several, as activations need room in caches and Python runs one lane at a time
 
 
 def lanes_for(tokens: int, device: torch.device) -> int:
     """How many batches to compute at a time."""
-    return max(1, min(torch.get_num_threads(), tokens // SMALLEST)) if device.type == "cpu" else 1
+    return max(1, min(torch.get_num_threads(), tokens // SMALLEST, MOST)) if device.type == "cpu" else 1
 
 
 def even_budget(tokens: int, longest: int, budget: int, lanes: int) -> int:

@@ -55,6 +55,15 @@ def test_a_mistake_is_told_and_nothing_more_begins(three_cores):
 def test_few_tokens_and_other_devices_have_one_lane(three_cores):
     assert [lanes_for(tokens, torch.device("cpu")) for tokens in (0, 2047, 2048, 10**6)] == [1, 1, 2, 3]
     assert lanes_for(10**6, torch.device("cuda")) == 1
+    torch.set_num_threads(9)
+    assert lanes_for(10**6, torch.device("cpu")) == 8
+
+
+def test_lanes_of_several_cores():
+    before = torch.get_num_threads()
+    torch.set_num_threads(5)
+    assert list(side_by_side(lambda item: torch.get_num_threads(), range(4), 2)) == [2] * 4 and torch.get_num_threads() == 5
+    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("lanes", [2, 3, 8])
