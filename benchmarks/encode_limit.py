@@ -19,7 +19,7 @@ from turns import clock
 
 from foretext.model.encoder import Tokens
 from foretext.retrieval.embed import TextEncoder, batches_of
-from foretext.retrieval.lanes import even_budget, lanes_for, side_by_side
+from foretext.retrieval.lanes import TOKENS, even_budget, lanes_for, side_by_side
 from foretext.training.loop import tune_allocator
 
 PLAIN, WITH_GELU = "a product", "the same with its GELU"
@@ -97,7 +97,7 @@ def main() -> None:
     _, lengths = model.tokenizer.encode_flat(texts)
     lengths = np.minimum(np.asarray(lengths, np.int64), model.max_len - 2)
     total = int(lengths.sum()) + 2 * len(lengths)
-    lanes = lanes_for(total, model.device)
+    lanes = lanes_for(total, TOKENS, model.device)
     order, budget = np.argsort(-lengths, kind="stable"), even_budget(total, int(lengths.max()) + 2, 4096, lanes)
     batches = [model._frame(np.zeros(int(lengths.sum()), np.int64), np.zeros(len(rows), np.int64), lengths[rows])
                for rows in batches_of(order, lengths + 2, budget)]

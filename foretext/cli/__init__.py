@@ -13,24 +13,25 @@ from foretext.errors import UserError
 
 def main() -> None:
     """Run the command line; a user's mistake is one sentence on stderr and exit code 2."""
+    in_order = False
     try:
         app()
     except SystemExit as end:  # the way typer returns
-        if not end.code:
-            _leave()
-        raise
+        code, in_order = end.code, not end.code
     except UserError as error:
         print(f"foretext: {error}", file=sys.stderr)
-        sys.exit(2)
+        code = 2
     except FloatingPointError as error:
         print(f"foretext: {error}", file=sys.stderr)
-        sys.exit(3)
+        code = 3
     except Exception as error:
         if type(error).__name__ != "Stopped":
             raise
         print(f"foretext: {error}", file=sys.stderr)
-        _leave()
-        sys.exit(error.exit_code)
+        code, in_order = error.exit_code, True
+    if in_order:
+        _leave()  # here, where no traceback holds on to a network that holds on to its processes
+    sys.exit(code)
 
 
 def _leave() -> None:

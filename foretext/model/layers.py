@@ -35,21 +35,28 @@ class Linear(nn.Linear):
         return F.gelu(x) if then == "gelu" else x
 
     def freeze(self, dtype: torch.dtype) -> None:
-        """Take no gradients from now on, and keep a copy in `dtype`, in oneDNN's order on a CPU: neither cast nor sorted at every call."""
+        """Take no gradients from now on, and keep a copy in `dtype`, in oneDNN's order on a CPU: neither cast nor sorted at every call.
+
+        A weight that changes is read anew, but for one that is changed through `.data`, of which nothing tells.
+        """
         self.requires_grad_(False)
         weight, bias = self._in(dtype)
         if weight.device.type == "cpu" and dtype in FUSED:
             weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), TOKENS)
         if weight is not self.weight and not self.weight.is_inference():  # an inference tensor does not tell when it changes
-            self.frozen = self.weight, self.weight._version, (weight, bias)
+            self.frozen = self.weight, self._changes, (weight, bias)
 
     def _in(self, dtype: torch.dtype, fused: bool = False) -> tuple[Tensor, Tensor | None]:
         if self.frozen and not self.weight.requires_grad:  # else it may change, and a fused optimizer tells no version
             weight, version, kept = self.frozen
-            same = weight is self.weight and version == weight._version and kept[0].device == weight.device
-            if same and kept[0].dtype == dtype and kept[0].is_mkldnn <= fused:
+            same = weight is self.weight and version == self._changes and kept[0].device == weight.device
+            if same and kept[0].dtype == dtype and (fused or not kept[0].is_mkldnn):
                 return kept
         return self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype)
+
+    @property
+    def _changes(self) -> int:
+        return self.weight._version + (0 if self.bias is None else self.bias._version)
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"frozen": None}  # oneDNN's order can be neither copied nor pickled

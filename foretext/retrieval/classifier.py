@@ -19,7 +19,7 @@ from foretext.model.heads import SequenceHead
 from foretext.model.huggingface import load as load_huggingface
 from foretext.progress import progress
 from foretext.retrieval.embed import TOKENS_AT_ONCE, batches_of, inference
-from foretext.retrieval.lanes import even_budget, lanes_for, side_by_side
+from foretext.retrieval.lanes import TOKENS, even_budget, lanes_for, side_by_side
 from foretext.text.batches import Documents
 from foretext.text.joined import Cut, joined
 from foretext.text.tokenizer import Tokenizer
@@ -97,7 +97,7 @@ class TextClassifier:
         self.last_cut = int((lengths > self.max_len).sum())
         framed = lengths.clamp(max=self.max_len).numpy()
         budget = token_budget or TOKENS_AT_ONCE.get(self.device.type, TOKENS_AT_ONCE["cpu"])
-        lanes = lanes_for(int(framed.sum()), self.device)
+        lanes = lanes_for(int(framed.sum()), TOKENS, self.device)
         if lanes > 1 and not token_budget:
             budget = even_budget(int(framed.sum()), int(framed.max()), budget, lanes)
         out = np.empty((len(framed), self.head.out.out_features), np.float32)

@@ -27,7 +27,7 @@ from foretext.model.huggingface import load_encoder
 from foretext.model.layers import Linear
 from foretext.model.towers import is_towers
 from foretext.progress import progress
-from foretext.retrieval.lanes import even_budget, lanes_for, side_by_side
+from foretext.retrieval.lanes import TOKENS, even_budget, lanes_for, side_by_side
 from foretext.text.tokenizer import Tokenizer
 
 Kind = Literal["query", "document"]
@@ -197,7 +197,7 @@ class TextEncoder:
         vectors = np.empty((len(kept), self.dimension), np.float32)
         total = int(kept.sum()) + 2 * len(kept)
         budget = token_budget or TOKENS_AT_ONCE.get(self.device.type, TOKENS_AT_ONCE["cpu"])
-        lanes = lanes_for(total, self.device) if self.overlapping else 1
+        lanes = lanes_for(total, TOKENS, self.device) if self.overlapping else 1
         if lanes > 1 and not token_budget:
             budget = even_budget(total, int(kept.max()) + 2, budget, lanes)
         network = self.network(kind)

@@ -29,7 +29,7 @@ class RoundedScan:
         import torch
 
         self.length = self.error = 0.0  # of the rows: the greatest |d'| and |d - d'|
-        self.decided = False  # that rounding serves these vectors
+        self.decided = None  # whether it is known that rounding serves these vectors: the scan of the very first rows finds out
         self.buffer, self.lost = (torch.empty(ROWS, queries.shape[1], dtype=dtype) for dtype in (torch.bfloat16, torch.float32))
         self.parts = [_Part(part, k) for part in queries.split(TOGETHER)]
 
@@ -41,6 +41,8 @@ class RoundedScan:
         """
         import torch
 
+        if self.decided is None:
+            self.decided = start > 0
         for first in range(0, len(block), ROWS):
             exact = block[first:first + ROWS]
             piece = self.buffer[:len(exact)].copy_(exact)

@@ -4,17 +4,19 @@ Legend: Q queries, N documents, D dimensions, R rows of a block.
 """
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from foretext.errors import UserError
 from foretext.files import read_json
 from foretext.progress import progress
-from foretext.retrieval.lanes import side_by_side
+from foretext.retrieval.lanes import lanes_for, side_by_side
 from foretext.retrieval.rounded import RoundedScan, TooMuchAlike, candidates_for
 from foretext.retrieval.runs import Run, ranking
 from foretext.retrieval.scan import Scan
@@ -22,7 +24,7 @@ from foretext.retrieval.scan import Scan
 BLOCK_ROWS = 32_768  # rows read at once
 MANY = 128  # queries from which on rounding the documents for them all pays,
 ROWS_PER_PLACE = 1000  # if there are as many documents for each of the k asked for: below, candidates take longer than products
-LANE_ROWS = 16_384  # are worth a lane
+LANE_ROWS = 16_384  # a lane for fewer costs more than it saves
 RESCORED_TOGETHER = 1 << 20  # numbers of candidates that each thread takes to fp64 at once
 SPARE = 16  # candidates kept beyond k, so that rounding inside the block products cannot push a true neighbour out
 
@@ -81,7 +83,8 @@ def search(queries: np.ndarray, vectors: np.ndarray | Sequence[np.ndarray], k: i
            rounded: bool | None = None) -> tuple[np.ndarray, np.ndarray]:
     """The k nearest documents of each query, exactly.
 
-    Reads the vectors once, block by block, so that memory does not grow with them: a block of rows, its candidates, and Q*(k + 16) numbers.
+    Reads the vectors once, block by block, so that memory does not grow with them: for each lane (`lanes.py`) a block of rows, its
+    candidates, and Q*(k + 16) numbers.
     Block products in fp32 choose k + 16 candidates, whose products are then taken again in fp64. So equal vectors have
     equal scores, and the result does not depend on block size, device or shards (unless more than 16 documents tie at
     the last place). Many queries are scanned with rounded products first (`rounded.py`) where these are fast, and again in
@@ -123,19 +126,24 @@ def search(queries: np.ndarray, vectors: np.ndarray | Sequence[np.ndarray], k: i
     asked = torch.from_numpy(unit(queries) if similarity == "cosine" else queries).to(device)
     with _full_precision(), torch.inference_mode(), progress("searching", rows if show_progress else 0) as advance:
 
-        lanes = max(1, min(torch.get_num_threads(), rows // LANE_ROWS)) if device == "cpu" else 1
+        lanes = lanes_for(rows, LANE_ROWS, torch.device(device))
+        parts = lanes * -(-rows // (block_rows * lanes))
 
         def scanned(make: Callable):
-            """What a scan finds in all rows; lanes of a CPU read a part each, with a scan of their own."""
-            def read(lane: int):
-                scan, (mine, first) = make(), split_rows(shards, lane, lanes)
+            """What a scan finds in all rows; each lane has a scan of its own and takes part after part."""
+            def read(part: int) -> None:
+                lane, (mine, first) = threading.get_ident(), split_rows(shards, part, parts)
+                if lane not in scans:
+                    scans[lane] = make()
                 for start, block in blocks(mine, block_rows):
-                    scan.add(torch.from_numpy(unit(block) if similarity == "cosine" else block).to(device), first + start)
+                    scans[lane].add(torch.from_numpy(unit(block) if similarity == "cosine" else block).to(device), first + start)
                     if show_progress:
                         advance(len(block))
-                return scan
 
-            scan, *others = side_by_side(read, range(lanes), lanes)
+            scans: dict[int, Any] = {}
+            for _ in side_by_side(read, range(parts), lanes):
+                pass
+            scan, *others = scans.values()
             for other in others:
                 scan.join(other)
             return scan.candidates()

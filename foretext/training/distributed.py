@@ -75,6 +75,11 @@ class World:
         """All ranks' rows end to end, and where this rank's begin; ranks may hold different numbers of rows."""
         if self.size == 1:
             return rows, 0
+        parts = self._parts(rows)
+        return torch.cat(parts), sum(map(len, parts[: self.rank]))
+
+    def _parts(self, rows: Tensor) -> list[Tensor]:
+        """Every rank's rows."""
         counts = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
         dist.all_gather(counts, torch.tensor([len(rows)]))
         sizes = [int(count) for count in counts]
@@ -82,7 +87,7 @@ class World:
         padded[: len(rows)] = rows
         parts = [torch.empty_like(padded) for _ in sizes]
         dist.all_gather(parts, padded)
-        return torch.cat([part[:size] for part, size in zip(parts, sizes)]), sum(sizes[: self.rank])
+        return [part[:size] for part, size in zip(parts, sizes)]
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's value (anything that pickles), by rank."""
@@ -96,12 +101,11 @@ class World:
         if self.size == 1:
             return work(items)
         done = work(items[self.rank :: self.size])
-        order = np.concatenate([np.arange(rank, len(items), self.size) for rank in range(self.size)])
         arrays = []
         for mine in done if isinstance(done, tuple) else (done,):
-            everyone = self.gather_rows(torch.from_numpy(np.ascontiguousarray(mine)))[0].numpy()
-            arrays.append(np.empty_like(everyone))
-            arrays[-1][order] = everyone
+            arrays.append(np.empty((len(items), *mine.shape[1:]), mine.dtype))
+            for rank, part in enumerate(self._parts(torch.from_numpy(np.ascontiguousarray(mine)))):
+                arrays[-1][rank :: self.size] = part.numpy()
         return tuple(arrays) if isinstance(done, tuple) else arrays[0]
 
     def wait(self) -> None:

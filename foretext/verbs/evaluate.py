@@ -142,6 +142,8 @@ def evaluate_runs(runs: Sequence[str | Path], data: Sequence[str | Path] | str |
         lines += evaluation.lines()
     for other in evaluations[1:]:
         lines += ["", *compare(other, evaluations[0])]
+    if not World.join().first:
+        return []
     if output:
         if len(evaluations) == 1:
             lines += ["", *_write(Path(output), evaluations, overwrite)]

@@ -12,22 +12,24 @@ from foretext.training.distributed import World
 
 
 class SharedEncoder:
-    """A `TextEncoder` of several processes, which all call it with the same texts; everything but encoding is the encoder's own.
+    """A `TextEncoder` of several processes, which all call `encode` with the same texts; everything else is the encoder's own.
 
     Attributes:
         last_cut: what the latest `encode` cut off, in all processes.
     """
 
     def __init__(self, encoder: TextEncoder, world: World):
-        self.encoder, self.world, self.last_cut = encoder, world, Cut(0, 0)
+        self.wrapped, self.world, self.last_cut = encoder, world, Cut(0, 0)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.encoder, name)
+        return getattr(self.wrapped, name)
 
-    def encode(self, texts: Sequence[str], kind: Kind = "document", show_progress: bool = False) -> np.ndarray:
+    def encode(self, texts: Sequence[str], kind: Kind = "document", token_budget: int | None = None,
+               show_progress: bool = False) -> np.ndarray:
         """Embed texts: (n, D) float32, in the order given."""
-        vectors = self.world.share(texts, lambda some: self.encoder.encode(some, kind, show_progress=show_progress and self.world.first))
-        self.last_cut = Cut(*self.world.sum(torch.tensor(self.encoder.last_cut)).tolist())
+        show_progress = show_progress and self.world.first
+        vectors = self.world.share(texts, lambda some: self.wrapped.encode(some, kind, token_budget, show_progress))
+        self.last_cut = Cut(*self.world.sum(torch.tensor(self.wrapped.last_cut)).tolist())
         return vectors
 
 
@@ -37,10 +39,10 @@ class SharedConversationEncoder(SharedEncoder):
     def encode_contexts(self, contexts: Sequence[str], earlier: Sequence[str]) -> np.ndarray:
         """See `ConversationEncoder.encode_contexts`."""
         both = list(zip(contexts, earlier, strict=True))
-        return self.world.share(both, lambda some: self.encoder.encode_contexts(*map(list, zip(*some))) if some else self._none())
+        return self.world.share(both, lambda some: self.wrapped.encode_contexts(*map(list, zip(*some))) if some else self._none())
 
     def _none(self) -> np.ndarray:
-        return np.empty((0, self.encoder.dimension), np.float32)
+        return np.empty((0, self.wrapped.dimension), np.float32)
 
 
 def shared(encoder: TextEncoder, world: World) -> TextEncoder | SharedEncoder:

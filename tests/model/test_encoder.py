@@ -230,6 +230,11 @@ def test_frozen_weights_are_read_in_any_way(dtype):
             torch.testing.assert_close(copied(x), expected)
         usual = plain(x).detach()
         assert torch.equal(frozen(x), usual) and torch.equal(copied(x), usual)
+    with torch.no_grad():
+        for part in (plain, frozen):
+            part.bias += 1
+    with torch.inference_mode():
+        torch.testing.assert_close(frozen(x), plain(x))
 
 
 def trained(model):

@@ -1,6 +1,7 @@
 """Batches side by side: the same results in the same order, and every thread's number of cores as it was."""
 
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -43,6 +44,7 @@ def test_a_mistake_is_told_and_nothing_more_begins(three_cores):
 
     def work(item):
         begun.append(item)
+        time.sleep(0.001)
         if item == 1:
             raise ValueError("item 1")
         return item
@@ -52,11 +54,31 @@ def test_a_mistake_is_told_and_nothing_more_begins(three_cores):
     assert len(begun) < 1000 and torch.get_num_threads() == 3
 
 
+def test_whoever_asks_meanwhile_gets_all_cores(three_cores):
+    """A thread asks torch for its number once, and keeps it."""
+    def work(item):
+        started.set()
+        asked.wait(timeout=30)
+
+    started, asked, seen = threading.Event(), threading.Event(), []
+
+    def ask():
+        started.wait(timeout=30)
+        seen.append(torch.get_num_threads())
+        asked.set()
+
+    other = threading.Thread(target=ask)
+    other.start()
+    list(side_by_side(work, range(2), 2))
+    other.join()
+    assert seen == [3]
+
+
 def test_few_tokens_and_other_devices_have_one_lane(three_cores):
-    assert [lanes_for(tokens, torch.device("cpu")) for tokens in (0, 2047, 2048, 10**6)] == [1, 1, 2, 3]
-    assert lanes_for(10**6, torch.device("cuda")) == 1
+    assert [lanes_for(tokens, 1024, torch.device("cpu")) for tokens in (0, 2047, 2048, 10**6)] == [1, 1, 2, 3]
+    assert lanes_for(10**6, 1024, torch.device("cuda")) == 1
     torch.set_num_threads(9)
-    assert lanes_for(10**6, torch.device("cpu")) == 8
+    assert lanes_for(10**6, 1024, torch.device("cpu")) == 8
 
 
 def test_lanes_of_several_cores():

@@ -15,6 +15,7 @@ from foretext.verbs.models import open_encoder
 from foretext.verbs.respond import Responder, evaluate_responses, open_responder, read_responses
 from foretext.verbs.search import encode
 from tests.conftest import made_up_texts
+from tests.processes import together
 
 RESPONSES = ["try to restart the printer", "the train leaves at noon", "restart the printer and look at the cable", "thanks",
              "cats sleep most of the day", "thanks"]
@@ -141,6 +142,18 @@ def test_evaluation_beside_baselines(minilm, dialogues, tmp_path):
     scores = json.loads((tmp_path / "out" / "scores.json").read_text())
     assert [model["name"] for model in scores["models"]] == ["model", "BM25", "BM25, with earlier turns", "mean of embeddings"]
     assert all(model["among"]["Recall@1"]["mean"] > 0.2 for model in scores["models"])
+
+
+def test_two_processes_select_what_one_selects(minilm, dialogues, tmp_path):
+    together(f"""
+import os
+from foretext.verbs.respond import evaluate_responses
+lines = evaluate_responses({str(minilm)!r}, {str(dialogues)!r}, ["mean-embeddings"], output={str(tmp_path / "two")!r})
+assert bool(lines) == (os.environ["RANK"] == "0")
+""")
+    evaluate_responses(str(minilm), dialogues, ["mean-embeddings"], output=tmp_path / "one")
+    one, two = (json.loads((tmp_path / name / "scores.json").read_text())["models"] for name in ("one", "two"))
+    assert one == two
 
 
 def test_drop_same_author(dialogues, tmp_path):
