@@ -1,6 +1,6 @@
-"""How near encoding on a CPU is to its limit: the kernels that any encoder needs, each alone, beside ours and sentence-transformers'.
+"""How near encoding in bf16 on a CPU is to its limit: the kernels that any encoder needs, alone, beside ours and sentence-transformers.
 
-    python benchmarks/encode_limit.py [--threads 2] [--texts 256] [--dtype bf16] [--rounds 7]
+    python benchmarks/encode_limit.py [--threads 2] [--texts 256] [--rounds 7]
 
 The limit is a program that does nothing but tokenise, multiply at the speed of the best matrix product of the same round, and run
 attention's products, softmax and norms at the speed they have alone (GELU: what it adds to its product), on data that lies ready: no copy,
@@ -81,13 +81,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("threads", 2), ("texts", 256), ("rounds", 7)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--dtype", choices=("bf16", "fp32"), default="bf16")
     given = parser.parse_args()
     from sentence_transformers import SentenceTransformer
 
     torch.set_num_threads(given.threads)
     tune_allocator()
-    now, dtype = clock(given.threads), torch.bfloat16 if given.dtype == "bf16" else torch.float32
+    now, dtype = clock(given.threads), torch.bfloat16
     folder, texts = minilm({"texts": given.texts})
     model = TextEncoder.load(folder, dtype=dtype).freeze()
     model.encoder.compute_dtype = dtype
@@ -114,7 +113,7 @@ def main() -> None:
                 begin = now()
                 work()
                 spent[name].append(now() - begin)
-            spent["products at the peak"].append(operations / best("")[given.dtype])
+            spent["products at the peak"].append(operations / best("")["bf16"])
     took = {name: statistics.median(times[1:]) * 1e3 for name, times in spent.items()}
     took["softmax"] = min(took["softmax"], took.pop("softmax, whole steps"))
     took = {"GELU, in its product": max(0.0, took.pop(WITH_GELU) - took.pop(PLAIN))} | took
