@@ -18,8 +18,8 @@ from peers import minilm
 from turns import clock
 
 from foretext.model.encoder import Tokens
-from foretext.retrieval.embed import TextEncoder, batches_of
-from foretext.retrieval.lanes import TOKENS, even_budget, lanes_for, side_by_side
+from foretext.retrieval.embed import TextEncoder, in_lanes
+from foretext.retrieval.lanes import side_by_side
 from foretext.training.loop import tune_allocator
 
 PLAIN, WITH_GELU = "a product", "the same with its GELU"
@@ -96,10 +96,9 @@ def main() -> None:
     _, lengths = model.tokenizer.encode_flat(texts)
     lengths = np.minimum(np.asarray(lengths, np.int64), model.max_len - 2)
     total = int(lengths.sum()) + 2 * len(lengths)
-    lanes = lanes_for(total, TOKENS, model.device)
-    order, budget = np.argsort(-lengths, kind="stable"), even_budget(total, int(lengths.max()) + 2, 4096, lanes)
+    parts, lanes = in_lanes(lengths + 2, None, model.device)
     batches = [model._frame(np.zeros(int(lengths.sum()), np.int64), np.zeros(len(rows), np.int64), lengths[rows])
-               for rows in batches_of(order, lengths + 2, budget)]
+               for rows in parts]
     works = {"tokenising": lambda: model.tokenizer.encode_flat(texts)} | kernels(model, batches, lanes)
     works |= {"ours": lambda: model.encode(texts)}
     works |= {f"sentence-transformers {name}": lambda other=other: other.encode(texts, show_progress_bar=False)

@@ -18,8 +18,8 @@ from foretext.model.folder import locate, read_heads
 from foretext.model.heads import SequenceHead
 from foretext.model.huggingface import load as load_huggingface
 from foretext.progress import progress
-from foretext.retrieval.embed import TOKENS_AT_ONCE, batches_of, inference
-from foretext.retrieval.lanes import TOKENS, even_budget, lanes_for, side_by_side
+from foretext.retrieval.embed import in_lanes, inference
+from foretext.retrieval.lanes import side_by_side
 from foretext.text.batches import Documents
 from foretext.text.joined import Cut, joined
 from foretext.text.tokenizer import Tokenizer
@@ -96,10 +96,7 @@ class TextClassifier:
         lengths = sum(texts.lengths[rows] for texts, rows in sides) + 2 + between
         self.last_cut = int((lengths > self.max_len).sum())
         framed = lengths.clamp(max=self.max_len).numpy()
-        budget = token_budget or TOKENS_AT_ONCE.get(self.device.type, TOKENS_AT_ONCE["cpu"])
-        lanes = lanes_for(int(framed.sum()), TOKENS, self.device)
-        if lanes > 1 and not token_budget:
-            budget = even_budget(int(framed.sum()), int(framed.max()), budget, lanes)
+        batches, lanes = in_lanes(framed, token_budget, self.device)
         out = np.empty((len(framed), self.head.out.out_features), np.float32)
         training = self.head.training
         self.head.eval()
@@ -110,7 +107,7 @@ class TextClassifier:
             return len(some)
 
         with inference(self.encoder, self.dtype), progress("scoring", len(framed)) if show_progress else nullcontext() as advance:
-            for done in side_by_side(score, list(batches_of(np.argsort(-framed, kind="stable"), framed, budget)), lanes):
+            for done in side_by_side(score, batches, lanes):
                 if advance:
                     advance(done)
         self.head.train(training)

@@ -193,13 +193,9 @@ class TextEncoder:
         starts = np.cumsum(lengths) - lengths
         kept = np.minimum(lengths, self.max_len - 2)
         self.last_cut = Cut(int((kept < lengths).sum()), int((lengths - kept).sum()))
-        order = np.argsort(-kept, kind="stable")  # longest first: tight buckets, and memory runs out at once or never
         vectors = np.empty((len(kept), self.dimension), np.float32)
         total = int(kept.sum()) + 2 * len(kept)
-        budget = token_budget or TOKENS_AT_ONCE.get(self.device.type, TOKENS_AT_ONCE["cpu"])
-        lanes = lanes_for(total, TOKENS, self.device) if self.overlapping else 1
-        if lanes > 1 and not token_budget:
-            budget = even_budget(total, int(kept.max()) + 2, budget, lanes)
+        batches, lanes = in_lanes(kept + 2, token_budget, self.device, self.overlapping)
         network = self.network(kind)
         network.compute_dtype = self.encoder.compute_dtype
 
@@ -209,7 +205,7 @@ class TextEncoder:
             return sum(tokens.layout.lengths)
 
         with inference(network, self.dtype), progress("embedding tokens", total) if show_progress else nullcontext() as advance:
-            for done in side_by_side(embed, list(batches_of(order, kept + 2, budget)), lanes):
+            for done in side_by_side(embed, batches, lanes):
                 if advance:
                     advance(done)
         return vectors
@@ -272,6 +268,22 @@ def batches_of(order: np.ndarray, lengths: np.ndarray, budget: int) -> Iterator[
         last = max(first + 1, int(np.searchsorted(ends, before + budget, side="right")))
         yield order[first:last]
         first = last
+
+
+def in_lanes(lengths: np.ndarray, token_budget: int | None, device: torch.device, overlapping: bool = True) -> tuple[list[np.ndarray], int]:
+    """Batches of sequences of these lengths, and how many of them to compute at a time.
+
+    Args:
+        token_budget: real tokens per batch; None: what suits the device and lets lanes end together.
+        overlapping: whether threads can use the network at the same time.
+    """
+    total = int(lengths.sum())
+    budget = token_budget or TOKENS_AT_ONCE.get(device.type, TOKENS_AT_ONCE["cpu"])
+    lanes = lanes_for(total, TOKENS, device) if overlapping else 1
+    if lanes > 1 and not token_budget:
+        budget = even_budget(total, int(lengths.max()), budget, lanes)
+    order = np.argsort(-lengths, kind="stable")  # longest first: tight buckets, and memory runs out at once or never
+    return list(batches_of(order, lengths, budget)), lanes
 
 
 # ------------------------------------------------------------------------------------------- sentence-transformers' files
