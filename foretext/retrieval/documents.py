@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from foretext.errors import UserError
-from foretext.retrieval.search import Vectors
+from foretext.retrieval.vectors import Vectors
 
 
 class Documents:

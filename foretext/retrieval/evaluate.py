@@ -16,7 +16,8 @@ from foretext.retrieval.collection import Collection, Split, judged_split
 from foretext.retrieval.metrics import MEASURES, SAMPLES, Scores, interval, measure_name, paired_difference, score
 from foretext.retrieval.quantize import RESCORE, Precision, checked_precision, quantize, search_codes
 from foretext.retrieval.runs import Run, as_run, ranking, write_run
-from foretext.retrieval.search import Vectors, search
+from foretext.retrieval.search import search
+from foretext.retrieval.vectors import Vectors
 from foretext.summary import Policy, ReadSummary
 
 DEPTH = 1000  # documents kept per query, as TREC and BEIR do

@@ -17,7 +17,8 @@ from typing import Literal, get_args
 import numpy as np
 
 from foretext.errors import UserError
-from foretext.retrieval.search import BLOCK_ROWS, blocks, rescored, search, unit
+from foretext.retrieval.search import rescored, search
+from foretext.retrieval.vectors import BLOCK_ROWS, blocks, unit
 
 Precision = Literal["float32", "int8", "binary"]
 RESCORE = 4  # candidates per wanted document that the second pass looks at

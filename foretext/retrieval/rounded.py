@@ -6,15 +6,17 @@ that lies between the k-th best and the last candidate, no other document can be
 Legend: Q queries, D dimensions, R rows of a piece.
 """
 
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
 from foretext.retrieval.best import Best, scores_of
-from foretext.retrieval.scan import ROWS, TOGETHER
+from foretext.retrieval.limits import Likely
+from foretext.retrieval.scan import ROWS, TOGETHER, in_order, margins
 
 BF16 = 2.0**-8  # largest relative error of rounding
-CERTAIN = 0.75  # share of the queries that the first rows have to decide
-
-
-class TooMuchAlike(Exception):
-    """Rounding hides which vectors are nearer."""
+CERTAIN = 0.75  # share of the queries that rounding has to leave certain
 
 
 def candidates_for(k: int) -> int:
@@ -22,97 +24,130 @@ def candidates_for(k: int) -> int:
     return 2 * k + 32
 
 
-class RoundedScan:
-    """Collects candidates of `queries`, fp32 (Q, D), for the k nearest of each: `add` every block, then `candidates`."""
+@dataclass
+class Rounded:
+    """Rows d in bf16, d', and what that took from them."""
 
-    def __init__(self, queries, k: int):
-        import torch
+    rows: Any  # bf16 (R, D)
+    length: float = 0.0  # at least the greatest |d'|
+    error: float = 0.0  # at least the greatest |d - d'|
 
-        self.length = self.error = 0.0  # of the rows: the greatest |d'| and |d - d'|
-        self.decided = None  # whether it is known that rounding serves these vectors: the scan of the very first rows finds out
-        self.buffer, self.lost = (torch.empty(ROWS, queries.shape[1], dtype=dtype) for dtype in (torch.bfloat16, torch.float32))
-        self.parts = [_Part(part, k) for part in queries.split(TOGETHER)]
+    @classmethod
+    def of(cls, rows, into=None, lost=None) -> "Rounded":
+        """fp32 rows (R, D) rounded.
 
-    def add(self, block, start: int) -> None:
-        """Look at the rows of a block, fp32 (any number, D), whose first has number `start`.
-
-        Raises:
-            TooMuchAlike: most queries are undecided after the first rows.
+        Args:
+            into: bf16 (R, D), what the rounded rows are written to. lost: fp32 (R, D), room for what they lose.
         """
-        import torch
+        into = rows.bfloat16() if into is None else into.copy_(rows)
+        lost = (torch.empty_like(rows) if lost is None else lost).copy_(into).sub_(rows)
+        length, error = (float(torch.linalg.vector_norm(x, dim=1).max()) for x in (rows, lost))
+        return cls(into, (length + error) * (1 + BF16), error * (1 + BF16))  # these too are rounded, if far less
 
-        if self.decided is None:
-            self.decided = start > 0
-        for first in range(0, len(block), ROWS):
-            exact = block[first:first + ROWS]
-            piece = self.buffer[:len(exact)].copy_(exact)
-            length = float(torch.linalg.vector_norm(piece, dim=1).max()) * (1 + 2 * BF16)  # that is rounded too
-            error = float(torch.linalg.vector_norm(self.lost[:len(exact)].copy_(piece).sub_(exact), dim=1).max())
-            if length > self.length or error > self.error:
-                self.length, self.error = max(length, self.length), max(error, self.error)
-                for part in self.parts:
-                    part.lengthen(self.length, self.error)
-            for part in self.parts:
-                part.add(piece @ part.queries.T, start + first)  # (R, Q): this way round it is twice as fast
+    def include(self, other: "Rounded") -> bool:
+        """Make the bounds hold for other rows too; whether they had not."""
+        wider = other.length > self.length or other.error > self.error
+        self.length, self.error = max(self.length, other.length), max(self.error, other.error)
+        return wider
+
+
+class RoundedScan:
+    """Collects candidates of `queries`, fp32 (Q, D), for the k nearest of each: `add` every piece, then `candidates`.
+
+    Args:
+        limits: fp32 (Q,), what a product has to be above from the beginning (`limits.py`); None: no limit.
+        held: rows, some of which will be added; None: those that are added are not rounded yet.
+    """
+
+    def __init__(self, queries, k: int, limits=None, held: Rounded | None = None):
+        self.bounds = Rounded(None)  # of the rows so far
+        self.room = [torch.empty(0 if held else ROWS, queries.shape[1], dtype=dtype) for dtype in (torch.bfloat16, torch.float32)]
+        limits = [None] * len(queries) if limits is None else limits.split(TOGETHER)
+        self.parts = [_Part(part, k, least) for part, least in zip(queries.split(TOGETHER), limits)]
+        if held:
+            self._include(held)
+
+    def add(self, rows, start: int) -> None:
+        """Look at rows, fp32 (at most `ROWS`, D) or held ones, the first of which has number `start`."""
+        if rows.element_size() == 4:
+            rounded = Rounded.of(rows, *(room[: len(rows)] for room in self.room))
+            self._include(rounded)
+            rows = rounded.rows
         for part in self.parts:
-            part.settle()
-        if not self.decided and self.parts[0].full:
-            self.decided = True
-            if torch.cat([part.certain() for part in self.parts]).float().mean() < CERTAIN:
-                raise TooMuchAlike
+            part.add(margins(rows, part.order, part.limits), start)
+
+    def tells_apart(self, likely: Likely) -> bool:
+        """Whether most queries' k nearest will be certain, if all is as is likely."""
+        certain = [part.lowered(nearest) > limits for part, nearest, limits in
+                   zip(self.parts, likely.nearest.split(TOGETHER), likely.limits.split(TOGETHER))]
+        return float(torch.cat(certain).float().mean()) >= CERTAIN
 
     def join(self, other: "RoundedScan") -> None:
         """Take over what was found in other rows."""
-        self.length, self.error = max(self.length, other.length), max(self.error, other.error)
+        self._include(other.bounds)
         for mine, theirs in zip(self.parts, other.parts):
-            mine.lengthen(self.length, self.error)
             mine.join(theirs)
 
     def candidates(self):
         """Document numbers (Q, 2 k + 32), -1 for none, and for each query whether its k nearest are certainly among them."""
-        import torch
-
+        for part in self.parts:
+            part.settle()
         return torch.cat([part.near() for part in self.parts]), torch.cat([part.certain() for part in self.parts])
+
+    def _include(self, rows: Rounded) -> None:
+        if self.bounds.include(rows):
+            for part in self.parts:
+                part.lengthen(self.bounds.length, self.bounds.error)
 
 
 class _Part(Best):
     """Queries that are multiplied at once, and the candidates of each."""
 
-    def __init__(self, queries, k: int):
-        super().__init__(len(queries), candidates_for(k))
-        self.k, self.queries = k, queries.bfloat16()
-        self.lengths, self.errors = queries.norm(dim=1), (queries - self.queries.float()).norm(dim=1)
+    def __init__(self, queries, k: int, limits=None):
+        rounded = queries.bfloat16()
+        super().__init__(len(queries), candidates_for(k), None if limits is None else _bf16_below(limits))
+        self.k, self.order = k, in_order(rounded)
+        self.lowest = self.limits  # (Q,) that a product was compared with; None: none has been
+        self.lengths, self.errors = queries.norm(dim=1), (queries - rounded.float()).norm(dim=1)
         self.sums = queries.shape[1] * 2.0**-23  # relative error of adding up in fp32
         self.slack = self.lengths * 0  # (Q,) greatest error of a product with the rows so far, but for its own rounding
 
     def lengthen(self, length: float, error: float) -> None:
         """Rows may now be this long, and this far from what was rounded: with others a product may be further off."""
+        self.settle()
         self.slack = self.errors * length + self.lengths * (error + self.sums * (length + error))
-        if self.full:
-            self._set_limits()
+        self._set_limits()
 
     def near(self):
         """(Q, 2 k + 32) numbers of the candidates that may be among the k nearest, -1 in place of the others."""
         return self.numbers.masked_fill(scores_of(self.keys) < self._least()[:, None], -1)
 
     def certain(self):
-        """(Q,) bool: nothing below the last candidate can be among the k nearest."""
-        return scores_of(self.keys[:, 0]) < self._least()
+        """(Q,) bool: nothing that was left out can be among the k nearest."""
+        return self._left_out() < self._least()
+
+    def lowered(self, kth):
+        """(Q,): products below it, exact ones being within the bound, are of documents that k others beat, the last by `kth`."""
+        # Products are rounded too, above zero or a limit.
+        size = kth.abs() if self.lowest is None else torch.maximum(kth.abs(), kth - self.lowest)
+        return kth - 2 * self.slack - 2 * BF16 * (size + 2 * self.slack)
 
     def _least(self):
-        """(Q,): products below it, exact ones being within the bound, are of documents that k others beat."""
-        kth = scores_of(self.keys[:, -self.k])
-        return kth - 2 * self.slack - 2 * BF16 * (kth.abs() + 2 * self.slack)  # the products themselves are rounded too
+        if self.keys.shape[1] < self.k:
+            return torch.full_like(self.slack, -torch.inf)
+        return self.lowered(scores_of(self.keys[:, -self.k]))
+
+    def _left_out(self):
+        """(Q,): no product that was left out is above it, but for those that k others beat."""
+        sorted_out = scores_of(self.keys[:, 0]) if self.keys.shape[1] == self.keep else torch.full_like(self.slack, -torch.inf)
+        return sorted_out if self.least is None else torch.maximum(sorted_out, self.least)
 
     def _set_limits(self) -> None:
-        import torch
+        if self.keys.shape[1] == self.keep:
+            self.limits = _bf16_below(torch.maximum(self._least(), self._left_out()))
+            self.lowest = self.limits if self.lowest is None else torch.minimum(self.limits, self.lowest)
 
-        limits = torch.maximum(self._least(), scores_of(self.keys[:, 0]))
-        # As bits, less one, so that a product at the limit is above. A limit that is not positive has no place among bits: then none.
-        self.limits = limits.bfloat16().view(torch.int16) - 1 if (limits > 0).all() else None
 
-    def _above(self, products):
-        import torch
-
-        # Positive floats are in the order of their bits, and negative ones are below them.
-        return self._places(products.view(torch.int16).numpy(), self.limits.numpy())
+def _bf16_below(numbers):
+    """fp32 numbers, bf16 ones, that are not above these."""
+    return (numbers - numbers.abs() * BF16).bfloat16().float()

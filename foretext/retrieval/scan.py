@@ -3,26 +3,30 @@
 Legend: Q queries, D dimensions, R rows of a piece.
 """
 
-from foretext.retrieval.best import Best
+import torch
+
+from foretext.retrieval.best import EMPTY, Best
 
 ROWS = 2048  # of a piece on a CPU: its products stay in the cache until they are compared
 TOGETHER = 256  # queries multiplied with a piece at once
 
 
 class Scan:
-    """The `keep` best of each of `queries`, fp32 (Q, D), by fp32 products: `add` every block, then `candidates`."""
+    """The `keep` best of each of `queries`, fp32 (Q, D), by fp32 products: `add` every piece, then `candidates`.
 
-    def __init__(self, queries, keep: int):
-        self.parts = [(in_order(part), Best(len(part), keep, queries.device)) for part in queries.split(TOGETHER)]
+    Args:
+        limits: fp32 (Q,), what a product has to be above from the beginning (`limits.py`); None: no limit.
+    """
 
-    def add(self, block, start: int) -> None:
-        """Look at the rows of a block, fp32 (any number, D), whose first has number `start`."""
-        rows = ROWS if block.device.type == "cpu" else len(block)
-        for first in range(0, len(block), rows):
-            for queries, best in self.parts:
-                best.add(products(block[first:first + rows], queries), start + first)
-        for _, best in self.parts:
-            best.settle()
+    def __init__(self, queries, keep: int, limits=None):
+        limits = [None] * len(queries) if limits is None else limits.split(TOGETHER)
+        self.parts = [(in_order(part), Best(len(part), keep, least, queries.device))
+                      for part, least in zip(queries.split(TOGETHER), limits)]
+
+    def add(self, rows, start: int) -> None:
+        """Look at rows, fp32 (R, D), the first of which has number `start`."""
+        for queries, best in self.parts:
+            best.add(margins(rows, queries, best.limits), start)
 
     def join(self, other: "Scan") -> None:
         """Take over what was found in other rows."""
@@ -30,25 +34,22 @@ class Scan:
             mine.join(theirs)
 
     def candidates(self):
-        """Document numbers (Q, <= keep)."""
-        import torch
-
-        return torch.cat([best.numbers for _, best in self.parts])
+        """Document numbers (Q, <= keep), and which queries have as many as are kept."""
+        for _, best in self.parts:
+            best.settle()
+        return torch.cat([best.numbers for _, best in self.parts]), torch.cat([best.keys[:, 0] != EMPTY for _, best in self.parts])
 
 
 def in_order(queries):
-    """fp32 (Q, D) in the order in which products read them."""
-    import torch
-
+    """(Q, D) in the order in which products read them."""
     if queries.device.type == "cpu" and torch.backends.mkldnn.is_available():
         return torch.ops.mkldnn._reorder_linear_weight(queries, ROWS)
     return queries
 
 
-def products(rows, queries):
-    """fp32 (R, D), (Q, D) as `in_order` gives them -> (R, Q)."""
-    import torch
-
+def margins(rows, queries, limits=None):
+    """(R, D), (Q, D) as `in_order` gives them, (Q,) -> (R, Q): by how much each product is above its query's limit."""
+    bias = None if limits is None else -limits.to(rows.dtype)
     if queries.is_mkldnn:  # reads the rows as they lie; `@` packs them first, which takes 1.1 to 1.5 times as long (docs/LOG.md)
-        return torch.ops.mkldnn._linear_pointwise(rows, queries, None, "none", [], "none")
-    return rows @ queries.T
+        return torch.ops.mkldnn._linear_pointwise(rows, queries, bias, "none", [], "none")
+    return rows @ queries.T if bias is None else torch.addmm(bias, rows, queries.T)

@@ -15,7 +15,7 @@ import numpy as np
 from foretext.errors import UserError
 from foretext.files import whole_file, whole_folder, write_json
 from foretext.retrieval.records import json_records
-from foretext.retrieval.search import unit
+from foretext.retrieval.vectors import unit
 from foretext.summary import DEFAULT_POLICY, Policy, ReadSummary, open_bytes, read_lines
 
 COLUMNS = ("sentence1", "sentence2", "score")

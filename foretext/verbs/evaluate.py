@@ -11,11 +11,11 @@ from foretext.retrieval.collection import Collection, read_collection
 from foretext.retrieval.embed import TextEncoder
 from foretext.retrieval.evaluate import Evaluation, averages, compare, mean_scores, table
 from foretext.retrieval.evaluate import evaluate as score
+from foretext.retrieval.fusion import fuse
 from foretext.retrieval.qrels import read_qrels
 from foretext.retrieval.quantize import RESCORE, Precision, checked_precision
 from foretext.retrieval.rerank import CrossScorer, rerank
 from foretext.retrieval.runs import Run, ranking, read_run
-from foretext.retrieval.search import fuse
 from foretext.retrieval.sts import correlate, read_scored_pairs, write_correlations
 from foretext.training.distributed import World
 from foretext.verbs.models import model_folder, open_encoder

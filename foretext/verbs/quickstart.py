@@ -18,8 +18,8 @@ from foretext.progress import console, duration
 from foretext.retrieval.bm25 import BM25
 from foretext.retrieval.collection import read_collection
 from foretext.retrieval.evaluate import Evaluation, evaluate, table
+from foretext.retrieval.fusion import fuse
 from foretext.retrieval.metrics import paired_difference
-from foretext.retrieval.search import fuse
 from foretext.text.corpus import Document
 from foretext.text.duplicates import exact_key, near_duplicates
 from foretext.text.environment import Docstring, read_environment

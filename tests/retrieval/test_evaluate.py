@@ -13,8 +13,9 @@ from foretext.errors import UserError
 from foretext.retrieval.bm25 import BM25
 from foretext.retrieval.collection import Collection, read_collection
 from foretext.retrieval.evaluate import evaluate, table
+from foretext.retrieval.fusion import fuse
 from foretext.retrieval.runs import read_run
-from foretext.retrieval.search import Vectors, fuse
+from foretext.retrieval.vectors import Vectors
 from foretext.summary import Policy
 
 WORDS = ["river", "stone", "cloud", "maple", "copper", "violin", "lantern", "harbor", "meadow", "falcon", "ember", "saddle",

@@ -5,7 +5,8 @@ import pytest
 
 from foretext.errors import UserError
 from foretext.retrieval.index import build_index, open_index, recall
-from foretext.retrieval.search import Vectors, search
+from foretext.retrieval.search import search
+from foretext.retrieval.vectors import Vectors
 
 faiss = pytest.importorskip("faiss")
 

@@ -10,8 +10,10 @@ from foretext.errors import UserError
 from foretext.retrieval import scan
 from foretext.retrieval import search as module
 from foretext.retrieval.best import Best, keys_of, scores_of
+from foretext.retrieval.fusion import fuse
 from foretext.retrieval.rounded import RoundedScan
-from foretext.retrieval.search import fuse, open_vectors, search
+from foretext.retrieval.search import search
+from foretext.retrieval.vectors import open_vectors
 
 
 def by_sorting(queries, vectors, k, cosine=False):

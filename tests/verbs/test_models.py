@@ -14,7 +14,7 @@ from foretext.model.encoder import Encoder
 from foretext.model.presets import preset
 from foretext.retrieval.collection import write_collection
 from foretext.retrieval.embed import TextEncoder
-from foretext.retrieval.search import open_vectors
+from foretext.retrieval.vectors import open_vectors
 from foretext.text.corpus import Document
 from foretext.training.loop import has_bf16
 from foretext.verbs.models import encoding_dtype, open_encoder

@@ -15,7 +15,7 @@ from foretext.retrieval import embed
 from foretext.retrieval.bm25 import BM25
 from foretext.retrieval.embed import TextEncoder
 from foretext.retrieval.runs import read_run
-from foretext.retrieval.search import open_vectors
+from foretext.retrieval.vectors import open_vectors
 from foretext.text.corpus import Document
 from foretext.verbs.search import Searcher, build, encode, join, search, search_file
 from tests.conftest import made_up_texts
