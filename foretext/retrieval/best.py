@@ -7,6 +7,8 @@ times as fast as torch sorts numbers with their places).
 Legend: Q queries, R rows (documents) that are looked at together.
 """
 
+import math
+
 import numpy as np
 import torch
 
@@ -15,56 +17,82 @@ from foretext.errors import UserError
 LAST = 2**32 - 1  # highest document number
 POSITIVE = 2**31 - 1  # all bits but the sign
 EMPTY = (-(2**23) ^ POSITIVE) << 32  # the key of an empty place: the lowest there is, of -inf
-WORD = 8  # comparisons looked at together
+WORD = 8  # margins looked at together
+# As integers, floats from 0 on are in their order, those below 0 are below them, and between are -inf, the lowest here, and some nan.
+BITS = {torch.float32: (torch.int32, -(2**23)), torch.bfloat16: (torch.int16, -(2**7))}
 
 
 class Best:
     """The `keep` best documents of each of Q queries; of equal scores the lower numbers.
 
     Nearly all products fall short of a limit: at least that of a query's `keep`-th best so far. It is subtracted inside the product, as
-    numbers are compared with zero twice as fast as with limits. What is above waits until there is enough to be worth a sort.
+    numbers are compared with zero twice as fast as with limits. What is left, the margins, waits where it is not below zero until there
+    is enough to be worth a sort.
 
     Args:
-        limits: fp32 (Q,), what a product has to be above from the beginning; None: the first rows decide.
+        limits: fp32 (Q,), what a product should be above from the beginning; None: the first rows decide.
     """
+
+    dtype = torch.float32  # of the products
 
     def __init__(self, queries: int, keep: int, limits=None, device="cpu"):
         self.keep, self.least = keep, limits
-        self.keys = torch.empty(queries, 0, dtype=torch.int64, device=device)  # (Q, <= keep), rising: the best is the last
-        self.limits = limits  # (Q,) what is subtracted from products; None: nothing
-        self.waiting: list[tuple] = []  # per piece: places of the margins above zero (from query 0 of row 0 on), and these margins
-        self.count = 0  # of the margins that wait
+        self.keys = torch.full((queries, keep), EMPTY, device=device)  # rising: the best is the last
+        self.limits = self.bias = None  # (Q,) what products should be above, and what is added to them for that; None: nothing yet
+        if limits is not None:
+            self._limit(limits)
+        self.waiting: dict[int, list] = {}  # by margins in a word: per piece words, and the place of each (from query 0 of row 0 on)
+        self.count = 0  # of the words that wait
         self.above = np.empty(0, bool)  # which margins are, on a CPU; kept, as new memory costs as much as comparing
 
     @property
-    def full(self) -> bool:
-        """Whether every query has its `keep`."""
-        return self.keys.shape[1] == self.keep and bool((self.keys[:, 0] != EMPTY).all())
+    def filled(self):
+        """(Q,) which queries have their `keep`."""
+        return self.keys[:, 0] != EMPTY
 
     @property
     def numbers(self):
-        """(Q, <= keep) document numbers, the best last; -1 is an empty place."""
+        """(Q, keep) document numbers, the best last; -1 is an empty place."""
         return (LAST - (self.keys & LAST)).masked_fill(self.keys == EMPTY, -1)
 
     def add(self, margins, start: int) -> None:
-        """Look at the products less `limits`, (R, Q), of the rows from `start` on, which come after all before."""
-        places = self._highest(margins) if self.limits is None else self._above(margins)
-        self.waiting.append((places + start * len(self.keys), margins.view(-1)[places]))
-        self.count += len(places)
-        if self.limits is None or self.count > len(self.keys) * self.keep:
+        """Look at the products plus `bias`, (R, Q), of the rows from `start` on, which come after all before.
+
+        Raises:
+            UserError: a row whose products are not finite (or when it is settled).
+        """
+        first = start * len(self.keys)
+        if self.limits is None:
+            places = self._highest(margins)
+            self._take(places + first, margins.view(-1)[places])
+            return
+        words = margins.view(-1, math.gcd(margins.numel(), WORD))
+        some = self._above(margins, words.shape[1])
+        self.waiting.setdefault(words.shape[1], []).append((words[some], some * words.shape[1] + first))
+        self.count += len(some)
+        if self.count > 2 * len(self.keys) * self.keep:
             self.settle()
 
     def settle(self) -> None:
-        """Sort what waits in among the best.
+        """Sort what waits in among the best."""
+        found = []
+        for pieces in self.waiting.values():
+            words, first = map(torch.cat, zip(*pieces))
+            word, column = _nonzero(_reaches_zero(words))
+            found.append((first[word] + column, words[word, column]))
+        self.waiting, self.count = {}, 0
+        if found:
+            self._take(*map(torch.cat, zip(*found)))
 
-        Raises:
-            UserError: a row whose products are not finite.
-        """
-        if not self.count:
-            return
+    def join(self, other: "Best") -> None:
+        """Take over what was found in other rows."""
+        self.settle()
+        other.settle()
+        self._join(other.keys)
+
+    def _take(self, places, margins) -> None:
+        """Sort in margins, each at its place."""
         Q = len(self.keys)
-        places, margins = (torch.cat(parts) for parts in zip(*self.waiting))
-        self.waiting, self.count = [], 0
         number = places // Q
         if not (finite := torch.isfinite(margins)).all():
             row = int(number[~finite].min())
@@ -80,12 +108,6 @@ class Best:
         new[query, place] = keys_of(scores, number)
         self._join(new)
 
-    def join(self, other: "Best") -> None:
-        """Take over what was found in other rows."""
-        self.settle()
-        other.settle()
-        self._join(other.keys)
-
     def _join(self, keys) -> None:
         """Sort in other keys (Q, any)."""
         keys = torch.cat([self.keys, keys], dim=1)
@@ -97,13 +119,16 @@ class Best:
         self._set_limits()
 
     def _set_limits(self) -> None:
-        if self.keys.shape[1] == self.keep:
+        if self.least is not None or self.filled.all():
             least = scores_of(self.keys[:, 0])
             least = least if self.least is None else torch.maximum(least, self.least)
-            self.limits = torch.nextafter(least, torch.full_like(least, torch.inf))  # what is at the limit comes too late
+            self._limit(torch.nextafter(least, torch.full_like(least, torch.inf)))  # what is at the limit comes too late
+
+    def _limit(self, limits) -> None:
+        self.limits, self.bias = limits, -limits.to(self.dtype)
 
     def _highest(self, products):
-        """Flat places of each query's `keep` highest products and of what equals the last of them."""
+        """Flat places of each query's `keep` highest products, of what equals the last of them, and of what is not finite."""
         by_query, spare = products.T.float().contiguous(), len(products) - self.keep
         if spare <= 0:
             return torch.arange(products.numel(), device=products.device)
@@ -113,22 +138,28 @@ class Best:
             least = by_query.topk(self.keep, dim=1).values[:, -1]
         return ((products >= least) | ~torch.isfinite(products)).flatten().nonzero().flatten()
 
-    def _above(self, margins):
-        """Flat places of the margins that are not below zero, or not finite."""
-        # As integers, floats from 0 on are in their order, those below 0 are below them, and between are -inf and some nan.
-        bits = margins.view(torch.int16 if margins.element_size() == 2 else torch.int32).view(-1)
-        lowest = torch.tensor(-torch.inf, dtype=margins.dtype).view(bits.dtype).item()
-        if bits.device.type != "cpu":
-            return (bits >= lowest).nonzero().flatten()
-        words = -(-len(bits) // WORD)
-        if len(self.above) < words * WORD:
-            self.above = np.zeros(words * WORD, bool)
-        above = self.above[: words * WORD]
-        above[len(bits):] = False
-        np.greater_equal(bits.numpy(), lowest, out=above[: len(bits)])
-        some = np.flatnonzero(above.view(np.uint64) != 0)  # few words have any: looking at each place takes longer than comparing
-        found = np.flatnonzero(above.reshape(-1, WORD)[some])
-        return torch.from_numpy(some[found // WORD] * WORD + found % WORD)
+    def _above(self, margins, width: int):
+        """Which words, of so many margins each, have one that reaches zero."""
+        if margins.device.type != "cpu":
+            return _reaches_zero(margins.view(-1, width)).any(dim=1).nonzero().flatten()
+        dtype, lowest = BITS[margins.dtype]
+        if len(self.above) < margins.numel():
+            self.above = np.empty(margins.numel(), bool)
+        above = np.greater_equal(margins.view(dtype).view(-1).numpy(), lowest, out=self.above[: margins.numel()])
+        return torch.from_numpy(np.flatnonzero(above.view(f"u{width}") != 0))  # NumPy is several times as fast
+
+
+def _reaches_zero(margins):
+    """Which margins are not below zero, or not finite."""
+    dtype, lowest = BITS[margins.dtype]
+    return margins.view(dtype) >= lowest
+
+
+def _nonzero(flags):
+    """Rows and columns where (W, C) flags are set."""
+    places = torch.from_numpy(np.flatnonzero(flags.numpy())) if flags.device.type == "cpu" else flags.flatten().nonzero().flatten()
+    row = places // flags.shape[1]
+    return row, places - row * flags.shape[1]
 
 
 def keys_of(scores, numbers):

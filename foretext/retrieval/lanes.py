@@ -6,8 +6,9 @@ nothing need not wait: on two cores encoding is about a sixth faster (docs/LOG.m
 
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TypeVar
 
 import torch
@@ -17,7 +18,8 @@ Item, Result = TypeVar("Item"), TypeVar("Result")
 TOKENS = 1024  # a lane for fewer costs more than it saves
 MOST = 8  # lanes; with more cores each has several, as activations need room in caches and Python runs one lane at a time
 
-_beginning = threading.Lock()
+_open: dict[tuple[int, int], ThreadPoolExecutor] = {}
+_opening = threading.Lock()
 
 
 def lanes_for(amount: int, least: int, device: torch.device) -> int:
@@ -37,26 +39,47 @@ def even_budget(tokens: int, longest: int, budget: int, lanes: int) -> int:
 
 
 def side_by_side(work: Callable[[Item], Result], items: Sequence[Item], lanes: int) -> Iterator[Result]:
-    """`work(item)` of every item, in order, `lanes` at a time, in inference mode where the caller is; torch's threads are shared out."""
-    threads, inference = torch.get_num_threads(), torch.is_inference_mode_enabled()
-    lanes = min(lanes, len(items))
+    """`work(item)` of every item, in order, `lanes` at a time, in inference mode where the caller is; torch's threads are shared out.
+
+    What has not begun when the caller breaks off is not done, and what has is waited for.
+    """
+    inference, lanes = torch.is_inference_mode_enabled(), min(lanes, len(items))
     if lanes < 2:
         yield from map(work, items)
         return
 
     def run(item: Item) -> Result:
-        with torch.inference_mode(inference):  # a thread begins without
+        with torch.inference_mode(inference):  # a thread is without
             return work(item)
 
+    pool = _threads(lanes, max(1, torch.get_num_threads() // lanes))
+    begun = deque(pool.submit(run, item) for item in items)
+    try:
+        while begun:
+            yield begun.popleft().result()
+    finally:
+        for future in begun:
+            future.cancel()
+        wait(begun)
+
+
+def _threads(lanes: int, cores: int) -> ThreadPoolExecutor:
+    """So many threads, of so many cores each. They stay, as new ones begin with memory that is not theirs yet."""
     def begin() -> None:
-        torch.set_num_threads(max(1, threads // lanes))
+        torch.set_num_threads(cores)
         torch.get_num_threads()  # a thread takes the latest number when it first asks, and keeps it
         everyone.wait()
 
-    everyone = threading.Barrier(lanes + 1)
-    with ThreadPoolExecutor(lanes, "lane", begin) as pool:
-        with _beginning:
-            results = pool.map(run, items)
+    with _opening:
+        if (lanes, cores) not in _open:
+            before, everyone = torch.get_num_threads(), threading.Barrier(lanes + 1)
+            pool = ThreadPoolExecutor(lanes, "lane", begin)
+            for _ in range(lanes):
+                pool.submit(int)  # each begins a thread, as none is idle before all have
             everyone.wait()
-            torch.set_num_threads(threads)  # for threads to come
-        yield from results  # which cancels what has not begun if the caller breaks off
+            torch.set_num_threads(before)  # for threads to come
+            _open[lanes, cores] = pool
+        return _open[lanes, cores]
+
+
+os.register_at_fork(after_in_child=_open.clear)  # a process that forked has no threads

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-SAMPLE = 2048  # rows
+SAMPLE = 4096  # rows
 LEAST = 8 * SAMPLE  # rows in all that are worth a sample
 RUN = 16  # rows of it that are read together
 
@@ -20,7 +20,7 @@ RUN = 16  # rows of it that are read together
 class Likely:
     """What is likely of all products, by those of a sample."""
 
-    limits: Any  # fp32 (Q,): more than `keep` rows are above it, but for one query in about 10,000
+    limits: Any  # fp32 (Q,): more than `keep` rows are above it, but for one query in some thousands
     nearest: Any  # fp32 (Q,): about the k-th highest of all
 
 
@@ -33,6 +33,6 @@ def sampled(size: int) -> np.ndarray:
 def likely(queries, sample, size: int, k: int, keep: int) -> Likely:
     """From fp32 queries (Q, D) and the sampled rows (S, D) of `size`."""
     expected = keep * len(sample) / size  # of the best `keep` so many are in the sample: a count after Poisson, which
-    place = min(int(expected + 5 * expected**0.5) + 3, len(sample))  # is hardly ever this high
+    place = min(int(expected + 4 * expected**0.5) + 2, len(sample))  # is hardly ever this high
     highest = torch.cat([(part @ sample.T).topk(place, dim=1).values for part in queries.split(256)])
     return Likely(highest[:, -1], highest[:, min(-(-k * len(sample) // size), place) - 1])

@@ -6,6 +6,7 @@ that lies between the k-th best and the last candidate, no other document can be
 Legend: Q queries, D dimensions, R rows of a piece.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,8 +29,8 @@ def candidates_for(k: int) -> int:
 class Rounded:
     """Rows d in bf16, d', and what that took from them."""
 
-    rows: Any  # bf16 (R, D)
-    length: float = 0.0  # at least the greatest |d'|
+    rows: Any = None  # bf16 (R, D)
+    length: float = 0.0  # at least the greatest |d'|; of rows that are not finite nothing is said: their products show it
     error: float = 0.0  # at least the greatest |d - d'|
 
     @classmethod
@@ -46,9 +47,10 @@ class Rounded:
 
     def include(self, other: "Rounded") -> bool:
         """Make the bounds hold for other rows too; whether they had not."""
-        wider = other.length > self.length or other.error > self.error
+        if not math.isfinite(other.length) or (other.length <= self.length and other.error <= self.error):
+            return False
         self.length, self.error = max(self.length, other.length), max(self.error, other.error)
-        return wider
+        return True
 
 
 class RoundedScan:
@@ -60,7 +62,7 @@ class RoundedScan:
     """
 
     def __init__(self, queries, k: int, limits=None, held: Rounded | None = None):
-        self.bounds = Rounded(None)  # of the rows so far
+        self.bounds = Rounded()  # of the rows so far
         self.room = [torch.empty(0 if held else ROWS, queries.shape[1], dtype=dtype) for dtype in (torch.bfloat16, torch.float32)]
         limits = [None] * len(queries) if limits is None else limits.split(TOGETHER)
         self.parts = [_Part(part, k, least) for part, least in zip(queries.split(TOGETHER), limits)]
@@ -68,13 +70,16 @@ class RoundedScan:
             self._include(held)
 
     def add(self, rows, start: int) -> None:
-        """Look at rows, fp32 (at most `ROWS`, D) or held ones, the first of which has number `start`."""
+        """Look at rows, fp32 (R, D) or held ones, the first of which has number `start`."""
         if rows.element_size() == 4:
-            rounded = Rounded.of(rows, *(room[: len(rows)] for room in self.room))
-            self._include(rounded)
-            rows = rounded.rows
+            for piece in rows.split(ROWS):
+                rounded = Rounded.of(piece, *(room[: len(piece)] for room in self.room))
+                self._include(rounded)
+                self.add(rounded.rows, start)
+                start += len(piece)
+            return
         for part in self.parts:
-            part.add(margins(rows, part.order, part.limits), start)
+            part.add(margins(rows, part.order, part.bias), start)
 
     def tells_apart(self, likely: Likely) -> bool:
         """Whether most queries' k nearest will be certain, if all is as is likely."""
@@ -88,10 +93,13 @@ class RoundedScan:
         for mine, theirs in zip(self.parts, other.parts):
             mine.join(theirs)
 
-    def candidates(self):
-        """Document numbers (Q, 2 k + 32), -1 for none, and for each query whether its k nearest are certainly among them."""
+    def settle(self) -> None:
+        """Sort in what was found in the rows so far."""
         for part in self.parts:
             part.settle()
+
+    def candidates(self):
+        """Document numbers (Q, 2 k + 32), -1 for none, and whether a query's k nearest are certainly among them, once all is settled."""
         return torch.cat([part.near() for part in self.parts]), torch.cat([part.certain() for part in self.parts])
 
     def _include(self, rows: Rounded) -> None:
@@ -102,6 +110,8 @@ class RoundedScan:
 
 class _Part(Best):
     """Queries that are multiplied at once, and the candidates of each."""
+
+    dtype = torch.bfloat16
 
     def __init__(self, queries, k: int, limits=None):
         rounded = queries.bfloat16()
@@ -133,18 +143,16 @@ class _Part(Best):
         return kth - 2 * self.slack - 2 * BF16 * (size + 2 * self.slack)
 
     def _least(self):
-        if self.keys.shape[1] < self.k:
-            return torch.full_like(self.slack, -torch.inf)
         return self.lowered(scores_of(self.keys[:, -self.k]))
 
     def _left_out(self):
         """(Q,): no product that was left out is above it, but for those that k others beat."""
-        sorted_out = scores_of(self.keys[:, 0]) if self.keys.shape[1] == self.keep else torch.full_like(self.slack, -torch.inf)
+        sorted_out = scores_of(self.keys[:, 0])
         return sorted_out if self.least is None else torch.maximum(sorted_out, self.least)
 
     def _set_limits(self) -> None:
-        if self.keys.shape[1] == self.keep:
-            self.limits = _bf16_below(torch.maximum(self._least(), self._left_out()))
+        if self.least is not None or self.filled.all():
+            self._limit(_bf16_below(torch.maximum(self._least(), self._left_out())))
             self.lowest = self.limits if self.lowest is None else torch.minimum(self.limits, self.lowest)
 
 

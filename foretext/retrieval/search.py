@@ -6,7 +6,6 @@ Legend: Q queries, N documents, D dimensions, R rows of a piece.
 import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any
 
@@ -18,20 +17,22 @@ from foretext.progress import progress
 from foretext.retrieval.lanes import lanes_for, side_by_side
 from foretext.retrieval.limits import LEAST, Likely, likely, sampled
 from foretext.retrieval.rounded import Rounded, RoundedScan, candidates_for
-from foretext.retrieval.scan import ROWS, Scan
+from foretext.retrieval.scan import ROWS, Scan, piece_rows
 from foretext.retrieval.vectors import BLOCK_ROWS, blocks, check_shapes, rows_of, split_rows
 
 MANY = 128  # queries from which on rounding the documents for them all pays,
-ROWS_PER_PLACE = 1000  # if there are as many documents for each of the k asked for: below, candidates take longer than products
-LANE_ROWS = 16_384  # a lane for fewer costs more than it saves
-RESCORED_TOGETHER = 1 << 20  # numbers of candidates that each thread takes to fp64 at once
+ROWS_PER_PLACE = 500  # if there are as many documents for each of the k asked for: below, candidates take longer than products
+LANE_PRODUCTS, LANE_ROWS = 20_000_000, 16_384  # a lane for fewer products, or rows to round, costs more than it saves
+PART_ROWS = 8192  # that a lane reads before it asks for more, so that all end at the same time
+RESCORED_TOGETHER = 8  # queries whose candidates are taken to fp64 at once
+RESCORED_BY_LANE = 32  # queries: a lane for fewer costs more than it saves
 SPARE = 16  # candidates kept beyond k, so that rounding inside the block products cannot push a true neighbour out
 
 
 def search(queries: np.ndarray, vectors: np.ndarray | Sequence[np.ndarray], k: int, similarity: str = "dot",
            block_rows: int = BLOCK_ROWS, device: str = "cpu", show_progress: bool = False,
            rounded: bool | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """The k nearest documents of each query, exactly: `ExactSearch` used once."""
+    """The k nearest documents of each query, exactly: `ExactSearch` used once. Arguments, result and errors are as there."""
     return ExactSearch(vectors, similarity, block_rows, device).search(queries, k, show_progress, rounded)
 
 
@@ -72,7 +73,7 @@ class ExactSearch:
 
         Args:
             queries: float (Q, D).
-            rounded: scan with bf16 products first; None: vectors that are held or at least 128 queries, 1,000 k documents, a CPU that
+            rounded: scan with bf16 products first; None: vectors that are held or at least 128 queries, 500 k documents, a CPU that
                 multiplies bf16. Only on a CPU.
 
         Returns:
@@ -107,14 +108,14 @@ class ExactSearch:
 
         def scan(make: Callable) -> np.ndarray:
             """Scan for `some` queries; those whose nearest are not certain."""
-            numbers, certain = self._scanned(make, show_progress)
+            numbers, certain = self._scanned(make, len(some), show_progress)
             found[some] = -1
             found[some, :numbers.shape[1]] = numbers
             return some[~certain]
 
         if self.size >= LEAST:
-            guess = likely(queries, self._sample, self.size, k, keep)
-            limits = guess.limits
+            guess = likely(queries, self._sample, self.size, k, candidates_for(k) if rounded else keep)
+            limits = guess.limits if torch.isfinite(guess.limits).all() else None  # a scan will find the row that is at fault
         if rounded and candidates_for(k) < self.size and (limits is None or self._tells_apart(queries, k, guess)):
             some = scan(lambda: RoundedScan(queries, k, limits, self.held))
         if len(some) and limits is not None:
@@ -123,39 +124,42 @@ class ExactSearch:
             some = scan(lambda: Scan(queries[some], keep))
         return found
 
-    def _scanned(self, make: Callable, show_progress: bool) -> tuple[np.ndarray, np.ndarray]:
+    def _scanned(self, make: Callable, queries: int, show_progress: bool) -> tuple[np.ndarray, np.ndarray]:
         """What a scan finds in all rows; each lane has a scan of its own and takes part after part."""
         scans: dict[int, Any] = {}
 
         def read(part: int) -> None:
             scan = scans.get(threading.get_ident()) or scans.setdefault(threading.get_ident(), make())
-            for start, rows in self._pieces(part, parts, self.held if isinstance(scan, RoundedScan) else None):
+            for start, rows in self._pieces(part, parts, piece_rows(queries), self.held if isinstance(scan, RoundedScan) else None):
                 scan.add(rows, start)
                 advance(len(rows))
 
         with progress("searching", self.size) if show_progress else contextlib.nullcontext(lambda rows: None) as advance:
-            lanes, parts = self._lanes()
+            lanes, parts = self._lanes(self.size * queries // LANE_PRODUCTS, piece_rows(queries))
             for _ in side_by_side(read, range(parts), lanes):
                 pass
+        for _ in side_by_side(lambda scan: scan.settle(), list(scans.values()), lanes):
+            pass
         scan, *others = scans.values()
         for other in others:
             scan.join(other)
         numbers, certain = scan.candidates()
         return numbers.cpu().numpy(), certain.cpu().numpy()
 
-    def _lanes(self) -> tuple[int, int]:
+    def _lanes(self, most: int, at_once: int) -> tuple[int, int]:
         """How many lanes read the rows, and in how many parts."""
-        lanes = lanes_for(self.size, LANE_ROWS, torch.device(self.device))
-        return lanes, lanes * -(-self.size // (self.block_rows * lanes))
+        lanes = lanes_for(most, 1, torch.device(self.device))
+        rows = self.block_rows if lanes == 1 else min(self.block_rows, max(at_once, PART_ROWS))
+        return lanes, lanes * -(-self.size // (rows * lanes))
 
-    def _pieces(self, part: int, parts: int, held: Rounded | None) -> Iterator[tuple[int, Any]]:
+    def _pieces(self, part: int, parts: int, at_once: int, held: Rounded | None = None) -> Iterator[tuple[int, Any]]:
         """(number of the first row, rows) of one of equal parts of all rows: those held in bf16, or fp32 ones as products want them."""
         rows, start = split_rows(self.shards if held is None else [held.rows], part, parts)
         if held is not None:
-            yield from ((start + first, rows[0][first:first + ROWS]) for first in range(0, len(rows[0]), ROWS))
+            yield from ((start + first, rows[0][first:first + at_once]) for first in range(0, len(rows[0]), at_once))
             return
         for first, block in blocks(rows, self.block_rows):
-            step = ROWS if self.device == "cpu" else len(block)
+            step = at_once if self.device == "cpu" else len(block)
             for piece in range(0, len(block), step):
                 yield start + first + piece, self._ready(block[piece:piece + step])
 
@@ -180,9 +184,9 @@ class ExactSearch:
         held = Rounded(torch.empty(self.size, self.shards[0].shape[1], dtype=torch.bfloat16))
 
         def read(part: int) -> list[Rounded]:
-            return [Rounded.of(rows, into=held.rows[start:start + len(rows)]) for start, rows in self._pieces(part, parts, None)]
+            return [Rounded.of(rows, into=held.rows[start:start + len(rows)]) for start, rows in self._pieces(part, parts, ROWS)]
 
-        lanes, parts = self._lanes()
+        lanes, parts = self._lanes(self.size // LANE_ROWS, ROWS)
         with torch.inference_mode():
             for pieces in side_by_side(read, range(parts), lanes):
                 for piece in pieces:
@@ -209,10 +213,9 @@ def rescored(queries: np.ndarray, shards: list[np.ndarray], candidates: np.ndarr
         order = np.argsort(-products, axis=1, kind="stable")[:, :k]
         scores[some], indices[some] = np.take_along_axis(products, order, 1), np.take_along_axis(numbers, order, 1)
 
-    together = max(1, min(16, RESCORED_TOGETHER // max(1, candidates.shape[1] * queries.shape[1])))
-    parts = [slice(first, first + together) for first in range(0, len(queries), together)]
-    with ThreadPoolExecutor(torch.get_num_threads()) if len(parts) > 1 else contextlib.nullcontext() as pool:
-        list((pool.map if pool else map)(rescore, parts))
+    parts = [slice(first, first + RESCORED_TOGETHER) for first in range(0, len(queries), RESCORED_TOGETHER)]
+    for _ in side_by_side(rescore, parts, lanes_for(len(queries), RESCORED_BY_LANE, torch.device("cpu"))):
+        pass
     return scores, indices
 
 

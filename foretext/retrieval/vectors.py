@@ -49,7 +49,8 @@ def open_vectors(folder: str | Path) -> Vectors:
     for path in paths:
         if not path.exists():
             raise UserError(f"{path}: the manifest lists this shard, but it is missing; encode it again")
-        shard = np.load(path, mmap_mode="r", allow_pickle=False)
+        # "c": memory that may be written to, though never the file, is what torch takes as it is; read-only rows would be copied.
+        shard = np.load(path, mmap_mode="c", allow_pickle=False)
         names = path.with_name(path.name.replace("vectors-", "ids-", 1)).with_suffix(".txt")
         if not names.exists():
             raise UserError(f"{path}: the file with its ids, {names.name}, is missing")

@@ -1,5 +1,7 @@
 """Batches side by side: the same results in the same order, and every thread's number of cores as it was."""
 
+import os
+import signal
 import threading
 import time
 
@@ -72,6 +74,40 @@ def test_whoever_asks_meanwhile_gets_all_cores(three_cores):
     list(side_by_side(work, range(2), 2))
     other.join()
     assert seen == [3]
+
+
+def test_threads_stay_and_a_caller_who_breaks_off_waits_for_what_has_begun(three_cores):
+    names = [{name for _, name in side_by_side(lambda item: (time.sleep(0.01), threading.current_thread().name), range(9), 3)} for _ in range(2)]
+    assert names[0] == names[1] and len(names[0]) == 3
+    running = []
+
+    def work(item):
+        running.append(item)
+        time.sleep(0.05)
+        running.remove(item)
+
+    for _ in side_by_side(work, range(100), 3):
+        break
+    assert not running
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_process_that_forked_begins_its_own_threads(three_cores):
+    assert list(side_by_side(abs, range(-4, 0), 3)) == [4, 3, 2, 1]
+    child = os.fork()
+    if not child:
+        found = list(side_by_side(abs, range(-4, 0), 3))
+        os._exit(0 if found == [4, 3, 2, 1] else 1)
+    for _ in range(300):
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            break
+        time.sleep(0.1)
+    else:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        raise AssertionError("the child waits for threads that it does not have")
+    assert status == 0
 
 
 def test_few_tokens_and_other_devices_have_one_lane(three_cores):

@@ -11,8 +11,9 @@ from foretext.retrieval import scan
 from foretext.retrieval import search as module
 from foretext.retrieval.best import Best, keys_of, scores_of
 from foretext.retrieval.fusion import fuse
+from foretext.retrieval.limits import sampled
 from foretext.retrieval.rounded import RoundedScan
-from foretext.retrieval.search import search
+from foretext.retrieval.search import ExactSearch, search
 from foretext.retrieval.vectors import open_vectors
 
 
@@ -94,19 +95,20 @@ def test_full_precision_also_where_training_allowed_less(data):
     try:
         torch.set_float32_matmul_precision("medium")
         seen = []
-        original = scan.products
-        scan.products = lambda *args: (seen.append(torch.get_float32_matmul_precision()), original(*args))[1]
+        original = scan.margins
+        scan.margins = lambda *args: (seen.append(torch.get_float32_matmul_precision()), original(*args))[1]
         search(queries, vectors, 5)
         assert seen and set(seen) == {"highest"} and torch.get_float32_matmul_precision() == "medium"
     finally:
-        scan.products = original
+        scan.margins = original
         torch.set_float32_matmul_precision(before)
 
 
 @pytest.fixture(params=[1, 3])
 def lanes(request, monkeypatch):
     """Parts of the rows that are read at the same time."""
-    monkeypatch.setattr(module, "LANE_ROWS", 500)
+    monkeypatch.setattr(module, "LANE_PRODUCTS", 500)
+    monkeypatch.setattr(module, "PART_ROWS", 300)
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
     yield request.param
@@ -123,8 +125,10 @@ def test_scans_of_parts_join_to_that_of_all(data, make):
         second.add(vectors[start + 500 : start + 1000], start + 500)
     rest = vectors[2000:]
     second.add(rest, 2000)
+    for some in (whole, first, second):
+        some.settle()
     first.join(second)
-    found, expected = (x[0] if isinstance(x, tuple) else x for x in (first.candidates(), whole.candidates()))
+    found, expected = (x.candidates()[0] for x in (first, whole))
     nearest = by_sorting(*data, 10)[1]
     for row, near in zip(found.tolist(), nearest.tolist()):
         assert set(near) <= set(row)
@@ -164,8 +168,8 @@ def test_rounded_products_find_the_same(data, monkeypatch, lanes, similarity, sc
 def test_rounded_products_are_certain_of_most_and_leave_the_rest_to_fp32(data, monkeypatch):
     queries, vectors = data[0], data[1].copy()
     vectors[2000:2300] = queries[3] + np.linspace(0, 1e-3, 300, dtype=np.float32)[:, None]  # 300 that bf16 cannot tell apart
-    scanned, by_fp32 = [], module._by_fp32
-    monkeypatch.setattr(module, "_by_fp32", lambda asked, *rest: (scanned.append(len(asked)), by_fp32(asked, *rest))[1])
+    scanned = []
+    monkeypatch.setattr(module, "Scan", lambda asked, *rest: (scanned.append(len(asked)), scan.Scan(asked, *rest))[1])
     scores, indices = search(queries, vectors, 10, block_rows=1000, rounded=True)
     assert len(scanned) == 1 and 1 <= scanned[0] < len(queries) // 2
     np.testing.assert_array_equal(indices, search(queries, vectors, 10, rounded=False)[1])
@@ -307,7 +311,7 @@ def test_keys_are_in_the_order_of_scores_then_of_falling_numbers():
     assert (keys.diff() > 0).all() and scores_of(keys).tolist() == scores.tolist()
     best = Best(1, 8)
     best.keys = keys[None]
-    assert best.numbers.tolist() == [[2**32 - 1, 7, 5, 4, 3, 2, 1, 0]]
+    assert best.numbers.tolist() == [[-1, 7, 5, 4, 3, 2, 1, 0]]  # the lowest key is that of an empty place
 
 
 def test_rescored_leaves_empty_places_to_the_end(data):
@@ -317,3 +321,94 @@ def test_rescored_leaves_empty_places_to_the_end(data):
         scores, numbers = module.rescored(queries[:2], shards, candidates, 3, "dot")
         assert sorted(numbers[0, :2].tolist()) == [5, 9] and numbers[0, 2] == -1 and numbers[1].tolist() == [2, -1, -1]
         assert np.isneginf(scores[numbers < 0]).all() and np.isfinite(scores[numbers >= 0]).all()
+
+
+# ---------------------------------------------------------------------------------------------------------- likely limits, held vectors
+
+
+@pytest.fixture(scope="module")
+def many():
+    """So many vectors that a sample of them is looked at first."""
+    rng = np.random.default_rng(2)
+    return rng.standard_normal((90, 24), dtype=np.float32), rng.standard_normal((40_000, 24), dtype=np.float32)
+
+
+@pytest.fixture
+def scans(monkeypatch):
+    """How many queries each scan is for."""
+    seen = []
+    scanned = ExactSearch._scanned
+
+    def counted(self, make, queries, show):
+        seen.append(queries)
+        return scanned(self, make, queries, show)
+
+    monkeypatch.setattr(ExactSearch, "_scanned", counted)
+    return seen
+
+
+@pytest.mark.parametrize("similarity", ["dot", "cosine"])
+@pytest.mark.parametrize("rounded", [True, False])
+@pytest.mark.parametrize("k", [1, 10, 60])
+def test_likely_limits_lose_nothing(many, scans, similarity, rounded, k):
+    queries, vectors = many
+    expected_scores, expected = by_sorting(queries[:40], vectors, k, similarity == "cosine")
+    scores, indices = search(queries[:40], vectors, k, similarity, rounded=rounded)
+    np.testing.assert_array_equal(indices, expected)
+    np.testing.assert_array_equal(scores, expected_scores)
+    assert scans[0] == 40 and sum(scans[1:]) <= 4
+
+
+def test_a_sample_that_misleads_costs_a_second_scan(many, scans):
+    """All documents that are near a query are in the sample, where they stand for ten times as many."""
+    queries, vectors = many[0][:5], many[1].copy()
+    vectors[sampled(len(vectors))[:30]] += 3 * queries[0]
+    np.testing.assert_array_equal(search(queries, vectors, 50, rounded=False)[1], by_sorting(queries, vectors, 50)[1])
+    assert scans[0] == 5 and 1 <= scans[1] < 5 and len(scans) == 2
+    np.testing.assert_array_equal(search(queries, vectors, 50, rounded=True)[1], by_sorting(queries, vectors, 50)[1])
+
+
+@pytest.mark.parametrize("rounded", [True, False])
+@pytest.mark.parametrize("order", ["rising", "falling"])
+def test_limits_of_rows_in_order(many, order, rounded):
+    queries = many[0][:20]
+    vectors = many[1][np.argsort((many[1] @ queries[0]) * (1 if order == "rising" else -1))]
+    np.testing.assert_array_equal(search(queries, vectors, 20, rounded=rounded)[1], by_sorting(queries, vectors, 20)[1])
+
+
+@pytest.mark.parametrize("rounded", [True, False])
+@pytest.mark.parametrize("fault", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("row", [5, 31_111])
+def test_a_faulty_row_is_named_whether_it_is_in_the_sample_or_not(many, fault, row, rounded, lanes):
+    assert (5 in sampled(40_000)) and (31_111 not in sampled(40_000))
+    vectors = many[1].copy()
+    vectors[row, 7] = fault
+    for queries in (many[0][:1], many[0]):
+        with pytest.raises(UserError, match=f"document number {row} is not finite"):
+            search(queries, vectors, 10, rounded=rounded)
+    vectors[sampled(40_000)] = fault
+    with pytest.raises(UserError, match=f"document number {min(row, 0)} is not finite"):
+        search(many[0], vectors, 10, rounded=rounded)
+
+
+@pytest.mark.skipif(not torch.cpu._is_avx512_bf16_supported(), reason="only where a CPU multiplies bf16 are vectors held")
+@pytest.mark.parametrize("similarity", ["dot", "cosine"])
+def test_held_vectors_find_the_same(many, lanes, similarity, monkeypatch):
+    queries, vectors = many
+    held = ExactSearch([vectors[:7], vectors[7:30_000], vectors[30_000:]], similarity, hold=True)
+    assert held.held.rows.shape == vectors.shape and held.held.rows.dtype == torch.bfloat16
+    monkeypatch.setattr(module, "blocks", None)  # what is held is not read again
+    for some in (queries[:1], queries[:30], queries):
+        scores, indices = held.search(some, 20)
+        expected_scores, expected = by_sorting(some, vectors, 20, similarity == "cosine")
+        np.testing.assert_array_equal(indices, expected)
+        np.testing.assert_array_equal(scores, expected_scores)
+
+
+def test_margins_are_counted_in_words_of_any_size():
+    """Seven queries by thirteen rows: a word holds one."""
+    rng = np.random.default_rng(4)
+    queries, vectors = rng.standard_normal((7, 5), dtype=np.float32), rng.standard_normal((1300, 5), dtype=np.float32)
+    for block_rows in (13, 16, 20):
+        found = search(queries, vectors, 4, block_rows=block_rows, rounded=False)[1]
+        np.testing.assert_array_equal(found, by_sorting(queries, vectors, 4)[1])
