@@ -77,7 +77,11 @@ def test_whoever_asks_meanwhile_gets_all_cores(three_cores):
 
 
 def test_threads_stay_and_a_caller_who_breaks_off_waits_for_what_has_begun(three_cores):
-    names = [{name for _, name in side_by_side(lambda item: (time.sleep(0.01), threading.current_thread().name), range(9), 3)} for _ in range(2)]
+    def name(item):
+        time.sleep(0.01)
+        return threading.current_thread().name
+
+    names = [set(side_by_side(name, range(9), 3)) for _ in range(2)]
     assert names[0] == names[1] and len(names[0]) == 3
     running = []
 
