@@ -27,10 +27,15 @@ class Best:
 
     Nearly all products fall short of a limit: at least that of a query's `keep`-th best so far. It is subtracted inside the product, as
     numbers are compared with zero twice as fast as with limits. What is left, the margins, waits where it is not below zero until there
-    is enough to be worth a sort.
+    is enough to be worth a sort. Limits below zero are not subtracted: a product may be too small beside them to be found again.
 
     Args:
         limits: fp32 (Q,), what a product should be above from the beginning; None: the first rows decide.
+
+    Attributes:
+        least: the limits that were given.
+        limits: those of now, (Q,); None: nothing is known yet.
+        bias: -limits, what is to be added to the products; None: nothing.
     """
 
     dtype = torch.float32  # of the products
@@ -38,7 +43,7 @@ class Best:
     def __init__(self, queries: int, keep: int, limits=None, device="cpu"):
         self.keep, self.least = keep, limits
         self.keys = torch.full((queries, keep), EMPTY, device=device)  # rising: the best is the last
-        self.limits = self.bias = None  # (Q,) what products should be above, and what is added to them for that; None: nothing yet
+        self.limits = self.bias = None
         if limits is not None:
             self._limit(limits)
         self.waiting: dict[int, list] = {}  # by margins in a word: per piece words, and the place of each (from query 0 of row 0 on)
@@ -66,7 +71,7 @@ class Best:
             places = self._highest(margins)
             self._take(places + first, margins.view(-1)[places])
             return
-        words = margins.view(-1, math.gcd(margins.numel(), WORD))
+        words = margins.view(-1, math.gcd(margins.numel(), WORD) if self.bias is not None else 1)
         some = self._above(margins, words.shape[1])
         self.waiting.setdefault(words.shape[1], []).append((words[some], some * words.shape[1] + first))
         self.count += len(some)
@@ -78,8 +83,10 @@ class Best:
         found = []
         for pieces in self.waiting.values():
             words, first = map(torch.cat, zip(*pieces))
-            word, column = _nonzero(_reaches_zero(words))
-            found.append((first[word] + column, words[word, column]))
+            if words.shape[1] > 1:
+                word, column = _nonzero(_reaches_zero(words))
+                words, first = words[word, column], first[word] + column
+            found.append((first, words.view(-1)))
         self.waiting, self.count = {}, 0
         if found:
             self._take(*map(torch.cat, zip(*found)))
@@ -100,7 +107,7 @@ class Best:
         query = places - number * Q
         order = _grouped(query)
         query, number, scores = query[order], number[order], margins.float()[order]
-        if self.limits is not None:
+        if self.bias is not None:
             scores += self.limits[query]
         counts = torch.bincount(query, minlength=Q)
         place = torch.arange(len(query), device=query.device) - (counts.cumsum(0) - counts)[query]
@@ -125,7 +132,7 @@ class Best:
             self._limit(torch.nextafter(least, torch.full_like(least, torch.inf)))  # what is at the limit comes too late
 
     def _limit(self, limits) -> None:
-        self.limits, self.bias = limits, -limits.to(self.dtype)
+        self.limits, self.bias = limits, -limits.to(self.dtype) if (limits >= 0).all() else None
 
     def _highest(self, products):
         """Flat places of each query's `keep` highest products, of what equals the last of them, and of what is not finite."""
@@ -139,7 +146,9 @@ class Best:
         return ((products >= least) | ~torch.isfinite(products)).flatten().nonzero().flatten()
 
     def _above(self, margins, width: int):
-        """Which words, of so many margins each, have one that reaches zero."""
+        """Which words, of so many margins each, have one that reaches zero (or, where nothing was subtracted, the limit)."""
+        if self.bias is None:
+            return (~(margins < self.limits.to(self.dtype)) | ~torch.isfinite(margins)).flatten().nonzero().flatten()
         if margins.device.type != "cpu":
             return _reaches_zero(margins.view(-1, width)).any(dim=1).nonzero().flatten()
         dtype, lowest = BITS[margins.dtype]

@@ -9,6 +9,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from itertools import islice
 from typing import TypeVar
 
 import torch
@@ -16,10 +17,12 @@ import torch
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
 TOKENS = 1024  # a lane for fewer costs more than it saves
+AHEAD = 4  # items per lane that are in line: whoever else wants the lanes waits for no more
 MOST = 8  # lanes; with more cores each has several, as activations need room in caches and Python runs one lane at a time
 
 _open: dict[tuple[int, int], ThreadPoolExecutor] = {}
 _opening = threading.Lock()
+_here = threading.local()  # `lane`: whether this thread is one
 
 
 def lanes_for(amount: int, least: int, device: torch.device) -> int:
@@ -44,7 +47,7 @@ def side_by_side(work: Callable[[Item], Result], items: Sequence[Item], lanes: i
     What has not begun when the caller breaks off is not done, and what has is waited for.
     """
     inference, lanes = torch.is_inference_mode_enabled(), min(lanes, len(items))
-    if lanes < 2:
+    if lanes < 2 or getattr(_here, "lane", False):  # a lane that waited for lanes would wait for itself
         yield from map(work, items)
         return
 
@@ -52,11 +55,13 @@ def side_by_side(work: Callable[[Item], Result], items: Sequence[Item], lanes: i
         with torch.inference_mode(inference):  # a thread is without
             return work(item)
 
-    pool = _threads(lanes, max(1, torch.get_num_threads() // lanes))
-    begun = deque(pool.submit(run, item) for item in items)
+    pool, rest = _threads(lanes, max(1, torch.get_num_threads() // lanes)), iter(items)
+    begun = deque(pool.submit(run, item) for item in islice(rest, AHEAD * lanes))
     try:
         while begun:
-            yield begun.popleft().result()
+            yield begun[0].result()
+            begun.popleft()
+            begun.extend(pool.submit(run, item) for item in islice(rest, 1))
     finally:
         for future in begun:
             future.cancel()
@@ -66,6 +71,7 @@ def side_by_side(work: Callable[[Item], Result], items: Sequence[Item], lanes: i
 def _threads(lanes: int, cores: int) -> ThreadPoolExecutor:
     """So many threads, of so many cores each. They stay, as new ones begin with memory that is not theirs yet."""
     def begin() -> None:
+        _here.lane = True
         torch.set_num_threads(cores)
         torch.get_num_threads()  # a thread takes the latest number when it first asks, and keeps it
         everyone.wait()
@@ -74,12 +80,24 @@ def _threads(lanes: int, cores: int) -> ThreadPoolExecutor:
         if (lanes, cores) not in _open:
             before, everyone = torch.get_num_threads(), threading.Barrier(lanes + 1)
             pool = ThreadPoolExecutor(lanes, "lane", begin)
-            for _ in range(lanes):
-                pool.submit(int)  # each begins a thread, as none is idle before all have
-            everyone.wait()
-            torch.set_num_threads(before)  # for threads to come
+            try:
+                for _ in range(lanes):
+                    pool.submit(int)  # each begins a thread, as none is idle before all have
+                everyone.wait()
+            except BaseException:
+                everyone.abort()
+                raise
+            finally:
+                torch.set_num_threads(before)  # for threads to come
             _open[lanes, cores] = pool
         return _open[lanes, cores]
 
 
-os.register_at_fork(after_in_child=_open.clear)  # a process that forked has no threads
+def _forget() -> None:
+    """A process that forked has no threads."""
+    global _opening
+    _opening = threading.Lock()
+    _open.clear()
+
+
+os.register_at_fork(after_in_child=_forget)

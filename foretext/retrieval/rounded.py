@@ -6,7 +6,6 @@ that lies between the k-th best and the last candidate, no other document can be
 Legend: Q queries, D dimensions, R rows of a piece.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +16,7 @@ from foretext.retrieval.limits import Likely
 from foretext.retrieval.scan import ROWS, TOGETHER, in_order, margins
 
 BF16 = 2.0**-8  # largest relative error of rounding
+TINY = 1e-19  # numbers below have squares that are lost, or inexact
 CERTAIN = 0.75  # share of the queries that rounding has to leave certain
 
 
@@ -30,7 +30,7 @@ class Rounded:
     """Rows d in bf16, d', and what that took from them."""
 
     rows: Any = None  # bf16 (R, D)
-    length: float = 0.0  # at least the greatest |d'|; of rows that are not finite nothing is said: their products show it
+    length: float = 0.0  # at least the greatest |d'|
     error: float = 0.0  # at least the greatest |d - d'|
 
     @classmethod
@@ -42,12 +42,12 @@ class Rounded:
         """
         into = rows.bfloat16() if into is None else into.copy_(rows)
         lost = (torch.empty_like(rows) if lost is None else lost).copy_(into).sub_(rows)
-        length, error = (float(torch.linalg.vector_norm(x, dim=1).max()) for x in (rows, lost))
+        length, error = (float(_lengths(x).max()) for x in (rows, lost))
         return cls(into, (length + error) * (1 + BF16), error * (1 + BF16))  # these too are rounded, if far less
 
     def include(self, other: "Rounded") -> bool:
         """Make the bounds hold for other rows too; whether they had not."""
-        if not math.isfinite(other.length) or (other.length <= self.length and other.error <= self.error):
+        if not (other.length > self.length or other.error > self.error):
             return False
         self.length, self.error = max(self.length, other.length), max(self.error, other.error)
         return True
@@ -117,15 +117,14 @@ class _Part(Best):
         rounded = queries.bfloat16()
         super().__init__(len(queries), candidates_for(k), None if limits is None else _bf16_below(limits))
         self.k, self.order = k, in_order(rounded)
-        self.lowest = self.limits  # (Q,) that a product was compared with; None: none has been
-        self.lengths, self.errors = queries.norm(dim=1), (queries - rounded.float()).norm(dim=1)
+        self.lengths, self.errors = _lengths(queries), _lengths(queries - rounded.float())
         self.sums = queries.shape[1] * 2.0**-23  # relative error of adding up in fp32
-        self.slack = self.lengths * 0  # (Q,) greatest error of a product with the rows so far, but for its own rounding
+        self.slack = torch.zeros_like(self.lengths)  # (Q,) greatest error of a product with the rows so far, but for its own rounding
 
     def lengthen(self, length: float, error: float) -> None:
         """Rows may now be this long, and this far from what was rounded: with others a product may be further off."""
         self.settle()
-        self.slack = self.errors * length + self.lengths * (error + self.sums * (length + error))
+        self.slack = (self.errors * length + self.lengths * (error + self.sums * (length + error))).nan_to_num(nan=torch.inf)
         self._set_limits()
 
     def near(self):
@@ -138,9 +137,8 @@ class _Part(Best):
 
     def lowered(self, kth):
         """(Q,): products below it, exact ones being within the bound, are of documents that k others beat, the last by `kth`."""
-        # Products are rounded too, above zero or a limit.
-        size = kth.abs() if self.lowest is None else torch.maximum(kth.abs(), kth - self.lowest)
-        return kth - 2 * self.slack - 2 * BF16 * (size + 2 * self.slack)
+        # Products are rounded too, and margins above a limit, which are smaller.
+        return kth - 2 * self.slack - 2 * BF16 * (kth.abs() + 2 * self.slack)
 
     def _least(self):
         return self.lowered(scores_of(self.keys[:, -self.k]))
@@ -153,7 +151,11 @@ class _Part(Best):
     def _set_limits(self) -> None:
         if self.least is not None or self.filled.all():
             self._limit(_bf16_below(torch.maximum(self._least(), self._left_out())))
-            self.lowest = self.limits if self.lowest is None else torch.minimum(self.limits, self.lowest)
+
+
+def _lengths(rows):
+    """(R,) at least the lengths of fp32 (R, D), inf where a square is."""
+    return torch.linalg.vector_norm(rows, dim=1) + TINY * rows.shape[1] ** 0.5
 
 
 def _bf16_below(numbers):

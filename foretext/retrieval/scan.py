@@ -51,7 +51,8 @@ class Scan:
 
 def in_order(queries):
     """(Q, D) in the order in which products read them."""
-    if queries.device.type == "cpu" and torch.backends.mkldnn.is_available():
+    multiplies = torch.backends.mkldnn.is_available() and (queries.dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    if queries.device.type == "cpu" and multiplies:
         return torch.ops.mkldnn._reorder_linear_weight(queries, ROWS)
     return queries
 

@@ -102,12 +102,11 @@ class ExactSearch:
 
     def _candidates(self, queries, k: int, rounded: bool, show_progress: bool) -> np.ndarray:
         """Numbers (Q, C) of documents among which are the k nearest; -1 is an empty place."""
-        keep, some = min(k + SPARE, self.size), np.arange(len(queries))
+        keep, some, limits = min(k + SPARE, self.size), np.arange(len(queries)), None
         found = np.full((len(queries), min(self.size, max(keep, candidates_for(k)))), -1)
-        limits = None
 
-        def scan(make: Callable) -> np.ndarray:
-            """Scan for `some` queries; those whose nearest are not certain."""
+        def scan(some: np.ndarray, make: Callable) -> np.ndarray:
+            """Scan for some queries; those whose nearest are not certain."""
             numbers, certain = self._scanned(make, len(some), show_progress)
             found[some] = -1
             found[some, :numbers.shape[1]] = numbers
@@ -117,11 +116,11 @@ class ExactSearch:
             guess = likely(queries, self._sample, self.size, k, candidates_for(k) if rounded else keep)
             limits = guess.limits if torch.isfinite(guess.limits).all() else None  # a scan will find the row that is at fault
         if rounded and candidates_for(k) < self.size and (limits is None or self._tells_apart(queries, k, guess)):
-            some = scan(lambda: RoundedScan(queries, k, limits, self.held))
+            some = scan(some, lambda: RoundedScan(queries, k, limits, self.held))
         if len(some) and limits is not None:
-            some = scan(lambda: Scan(queries[some], keep, limits[some]))
+            some = scan(some, lambda: Scan(queries[some], keep, limits[some]))
         if len(some):
-            some = scan(lambda: Scan(queries[some], keep))
+            scan(some, lambda: Scan(queries[some], keep))
         return found
 
     def _scanned(self, make: Callable, queries: int, show_progress: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -105,7 +105,7 @@ def blocks(shards: list[np.ndarray], block_rows: int) -> Iterator[tuple[int, np.
 
 def _float32(parts: list[np.ndarray]) -> np.ndarray:
     block = parts[0] if len(parts) == 1 else np.concatenate(parts)
-    block = np.asarray(block, dtype=np.float32)
+    block = np.ascontiguousarray(block, dtype=np.float32)
     return block if block.flags.writeable else block.copy()  # torch warns about read-only memory; a block is small
 
 

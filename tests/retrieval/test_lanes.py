@@ -95,6 +95,27 @@ def test_threads_stay_and_a_caller_who_breaks_off_waits_for_what_has_begun(three
     assert not running
 
 
+def test_lanes_within_lanes(three_cores):
+    found = list(side_by_side(lambda item: list(side_by_side(abs, range(-item, 0), 3)), range(6), 3))
+    assert found == [list(range(item, 0, -1)) for item in range(6)]
+
+
+def test_others_do_not_wait_for_everything(three_cores):
+    """A short list between the items of a long one."""
+    done = []
+
+    def work(item):
+        time.sleep(0.01)
+        return item
+
+    long = threading.Thread(target=lambda: done.extend(side_by_side(work, range(300), 3)))
+    long.start()
+    time.sleep(0.05)
+    assert list(side_by_side(abs, range(-3, 0), 3)) == [3, 2, 1] and long.is_alive()
+    long.join()
+    assert done == list(range(300))
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_process_that_forked_begins_its_own_threads(three_cores):
     assert list(side_by_side(abs, range(-4, 0), 3)) == [4, 3, 2, 1]

@@ -412,3 +412,66 @@ def test_margins_are_counted_in_words_of_any_size():
     for block_rows in (13, 16, 20):
         found = search(queries, vectors, 4, block_rows=block_rows, rounded=False)[1]
         np.testing.assert_array_equal(found, by_sorting(queries, vectors, 4)[1])
+
+
+def _deep_below(rng):
+    """The first rows are so far below zero that a small product beside them is lost."""
+    vectors = np.zeros((4096, 4), np.float32)
+    vectors[:2048, 0], vectors[2048:, 0] = -1e8, rng.random(2048)
+    return np.eye(1, 4, dtype=np.float32).repeat(200, 0), vectors
+
+
+def _sampled_below(rng):
+    vectors = np.zeros((40_000, 4), np.float32)
+    vectors[:, 0] = rng.random(40_000)
+    vectors[sampled(40_000), 0] = -1e8
+    return np.eye(1, 4, dtype=np.float32), vectors
+
+
+def _overflow_of_a_difference(rng):
+    vectors = np.full((4000, 1), -2e38, np.float32)
+    vectors[2000:] = 2e38
+    return np.ones((1, 1), np.float32), vectors
+
+
+def _lanes_of_different_depth(rng):
+    vectors = np.zeros((16_384, 2), np.float32)
+    vectors[:8192, 0] = -rng.random(8192) - 5
+    vectors[10, 0], vectors[8192:10_240, 0], vectors[10_240:12_288, 0] = 0.5, -1000, rng.random(2048) * 2 - 1
+    vectors[12_288:, 0] = -1
+    return np.float32([[1, 0]]).repeat(150, 0), vectors
+
+
+def _far_from_one(rows, queries):
+    """Squares of such numbers are no fp32 numbers; the products are."""
+    def made(rng):
+        base, other = rng.standard_normal((2, 64))
+        other -= other @ base / (base @ base) * base
+        vectors, asked = other + 3e-3 * rng.standard_normal((5000, 64)), base + 0.01 * rng.standard_normal((8, 64))
+        return (asked * queries).astype(np.float32), (vectors * rows).astype(np.float32)
+    return made
+
+
+def _a_query_whose_length_overflows(rng):
+    vectors = np.zeros((9000, 4), np.float32)
+    vectors[4500:] = 1e-5 * rng.random((4500, 4))
+    return np.full((1, 4), 2e19, np.float32), vectors
+
+
+def _backwards(rng):
+    return rng.standard_normal((3, 8), dtype=np.float32), rng.standard_normal((3000, 8), dtype=np.float32)[::-1]
+
+
+@pytest.mark.parametrize("rounded", [True, False])
+@pytest.mark.parametrize("made", [
+    _deep_below, _sampled_below, _overflow_of_a_difference, _lanes_of_different_depth, _far_from_one(1e20, 1e-5),
+    _far_from_one(1e-25, 1e10), _far_from_one(1e10, 1e-25), _a_query_whose_length_overflows, _backwards])
+def test_exact_whatever_the_numbers(made, rounded, lanes):
+    for seed in range(3):
+        queries, vectors = made(np.random.default_rng(seed))
+        for k in (1, 5):
+            found = search(queries, vectors, k, rounded=rounded)
+            expected = by_sorting(queries[:1] if len(queries) > 100 else queries, vectors, k)
+            for ours, true in zip(found, expected):
+                np.testing.assert_array_equal(ours, np.broadcast_to(true, ours.shape))
+
