@@ -3,7 +3,8 @@
     python benchmarks/search.py --threads 1 --queries 256      # 200,000 vectors of 256 dimensions, the best 100
 
 `foretext bf16` chooses candidates by rounded products and scores them exactly, as search does by itself for many queries where a
-processor multiplies bf16. `same`: the share of documents that the fp32 scan finds too (recall, its documents being the true ones).
+processor multiplies bf16; `foretext held` has the rounded vectors in memory from the start (`ExactSearch(hold=True)`), which the default
+there is. `x faiss`: the median of the rounds' ratios. `same`: the share of documents that the fp32 scan finds too (recall, its documents being the true ones).
 `faiss` is told to use matrix products from 20 queries on; as shipped, version 1.15 does so only where queries times dimensions exceed
 128,000. `faiss beside torch` is the same index in a process where torch has just multiplied, as it does to encode the queries: two OpenMP
 runtimes share its cores there.
@@ -89,11 +90,12 @@ def main() -> None:
             process.stdin.close()
             process.wait()
     exact = last["foretext fp32"]["found"]
-    print(f"{'':<20}{'median q/s':>12}{'best q/s':>12}{'same':>9}")
+    print(f"{'':<20}{'median q/s':>12}{'best q/s':>12}{'x faiss':>9}{'same':>9}")
     for peer in PEERS:
         recall = np.mean([len(set(a) & set(b)) / len(b) for a, b in zip(last[peer]["found"], exact)])
         median, best = asked.queries / statistics.median(times[peer]), asked.queries / min(times[peer])
-        print(f"{peer:<20}{median:>12,.0f}{best:>12,.0f}{recall:>9.4f}")
+        ratio = statistics.median(theirs / ours for ours, theirs in zip(times[peer], times["faiss"]))
+        print(f"{peer:<20}{median:>12,.0f}{best:>12,.0f}{ratio:>9.2f}{recall:>9.4f}")
     return None
 
 
