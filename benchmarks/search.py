@@ -3,13 +3,14 @@
     python benchmarks/search.py --threads 1 --queries 256      # 200,000 vectors of 256 dimensions, the best 100
 
 `foretext bf16` chooses candidates by rounded products and scores them exactly, as search does by itself for many queries where a
-processor multiplies bf16; `foretext held` has the rounded vectors in memory from the start (`ExactSearch(hold=True)`), which the default
-there is. `x faiss`: the median of the rounds' ratios. `same`: the share of documents that the fp32 scan finds too (recall, its documents being the true ones).
+processor multiplies bf16; `foretext held` has the rounded vectors in memory from the start (`ExactSearch(hold=True)`). `x faiss`: the
+median of the rounds' ratios. `same`: the share of documents that the fp32 scan finds too (recall, its documents being the true ones).
 `faiss` is told to use matrix products from 20 queries on; as shipped, version 1.15 does so only where queries times dimensions exceed
 128,000. `faiss beside torch` is the same index in a process where torch has just multiplied, as it does to encode the queries: two OpenMP
 runtimes share its cores there.
-Peers take turns, round by round; the first round warms up. With one thread the processor's time counts, so that other work on the
-machine disturbs less; with more, the clock on the wall. Adding vectors to the index of faiss is not counted; foretext needs none.
+Peers take turns, round by round; the first round warms up, and so does the first search of each turn. With one thread the processor's time
+counts, so that other work on the machine disturbs less; with more, the clock on the wall. Adding vectors to the index of faiss is not
+counted; foretext needs none.
 """
 
 import argparse

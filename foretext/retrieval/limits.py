@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 SAMPLE = 4096  # rows
-LEAST = 8 * SAMPLE  # rows in all that are worth a sample
+LEAST, FEWEST = 4 * SAMPLE, 16  # rows in all, and queries, from which on a sample pays
 RUN = 16  # rows of it that are read together
 
 

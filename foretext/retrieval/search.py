@@ -15,7 +15,7 @@ import torch
 from foretext.errors import UserError
 from foretext.progress import progress
 from foretext.retrieval.lanes import lanes_for, side_by_side
-from foretext.retrieval.limits import LEAST, Likely, likely, sampled
+from foretext.retrieval.limits import FEWEST, LEAST, Likely, likely, sampled
 from foretext.retrieval.rounded import Rounded, RoundedScan, candidates_for
 from foretext.retrieval.scan import ROWS, Scan, piece_rows
 from foretext.retrieval.vectors import BLOCK_ROWS, blocks, check_shapes, rows_of, split_rows
@@ -112,7 +112,7 @@ class ExactSearch:
             found[some, :numbers.shape[1]] = numbers
             return some[~certain]
 
-        if self.size >= LEAST:
+        if self.size >= LEAST and len(queries) >= FEWEST:
             guess = likely(queries, self._sample, self.size, k, candidates_for(k) if rounded else keep)
             limits = guess.limits if torch.isfinite(guess.limits).all() else None  # a scan will find the row that is at fault
         if rounded and candidates_for(k) < self.size and (limits is None or self._tells_apart(queries, k, guess)):

@@ -361,10 +361,10 @@ def test_likely_limits_lose_nothing(many, scans, similarity, rounded, k):
 
 def test_a_sample_that_misleads_costs_a_second_scan(many, scans):
     """All documents that are near a query are in the sample, where they stand for ten times as many."""
-    queries, vectors = many[0][:5], many[1].copy()
+    queries, vectors = many[0][:20], many[1].copy()
     vectors[sampled(len(vectors))[:30]] += 3 * queries[0]
     np.testing.assert_array_equal(search(queries, vectors, 50, rounded=False)[1], by_sorting(queries, vectors, 50)[1])
-    assert scans[0] == 5 and 1 <= scans[1] < 5 and len(scans) == 2
+    assert scans[0] == 20 and 1 <= scans[1] < 20 and len(scans) == 2
     np.testing.assert_array_equal(search(queries, vectors, 50, rounded=True)[1], by_sorting(queries, vectors, 50)[1])
 
 
@@ -425,7 +425,7 @@ def _sampled_below(rng):
     vectors = np.zeros((40_000, 4), np.float32)
     vectors[:, 0] = rng.random(40_000)
     vectors[sampled(40_000), 0] = -1e8
-    return np.eye(1, 4, dtype=np.float32), vectors
+    return np.eye(1, 4, dtype=np.float32).repeat(20, 0), vectors
 
 
 def _overflow_of_a_difference(rng):
@@ -471,7 +471,7 @@ def test_exact_whatever_the_numbers(made, rounded, lanes):
         queries, vectors = made(np.random.default_rng(seed))
         for k in (1, 5):
             found = search(queries, vectors, k, rounded=rounded)
-            expected = by_sorting(queries[:1] if len(queries) > 100 else queries, vectors, k)
+            expected = by_sorting(queries[:1] if (queries == queries[0]).all() else queries, vectors, k)
             for ours, true in zip(found, expected):
                 np.testing.assert_array_equal(ours, np.broadcast_to(true, ours.shape))
 
