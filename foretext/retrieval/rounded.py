@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from foretext.retrieval.best import Best, scores_of
+from foretext.retrieval.best import scores_of
 from foretext.retrieval.limits import Likely
-from foretext.retrieval.scan import ROWS, TOGETHER, in_order, margins
+from foretext.retrieval.scan import ROWS, TOGETHER, Part, Scan
 
 BF16 = 2.0**-8  # largest relative error of rounding
 TINY = 1e-19  # numbers below have squares that are lost, or inexact
@@ -53,71 +53,14 @@ class Rounded:
         return True
 
 
-class RoundedScan:
-    """Collects candidates of `queries`, fp32 (Q, D), for the k nearest of each: `add` every piece, then `candidates`.
-
-    Args:
-        limits: fp32 (Q,), what a product has to be above from the beginning (`limits.py`); None: no limit.
-        held: rows, some of which will be added; None: those that are added are not rounded yet.
-    """
-
-    def __init__(self, queries, k: int, limits=None, held: Rounded | None = None):
-        self.bounds = Rounded()  # of the rows so far
-        self.room = [torch.empty(0 if held else ROWS, queries.shape[1], dtype=dtype) for dtype in (torch.bfloat16, torch.float32)]
-        limits = [None] * len(queries) if limits is None else limits.split(TOGETHER)
-        self.parts = [_Part(part, k, least) for part, least in zip(queries.split(TOGETHER), limits)]
-        if held:
-            self._include(held)
-
-    def add(self, rows, start: int) -> None:
-        """Look at rows, fp32 (R, D) or held ones, the first of which has number `start`."""
-        if rows.element_size() == 4:
-            for piece in rows.split(ROWS):
-                rounded = Rounded.of(piece, *(room[: len(piece)] for room in self.room))
-                self._include(rounded)
-                self.add(rounded.rows, start)
-                start += len(piece)
-            return
-        for part in self.parts:
-            part.add(margins(rows, part.order, part.bias), start)
-
-    def tells_apart(self, likely: Likely) -> bool:
-        """Whether most queries' k nearest will be certain, if all is as is likely."""
-        certain = [part.lowered(nearest) > limits for part, nearest, limits in
-                   zip(self.parts, likely.nearest.split(TOGETHER), likely.limits.split(TOGETHER))]
-        return float(torch.cat(certain).float().mean()) >= CERTAIN
-
-    def join(self, other: "RoundedScan") -> None:
-        """Take over what was found in other rows."""
-        self._include(other.bounds)
-        for mine, theirs in zip(self.parts, other.parts):
-            mine.join(theirs)
-
-    def settle(self) -> None:
-        """Sort in what was found in the rows so far."""
-        for part in self.parts:
-            part.settle()
-
-    def candidates(self):
-        """Document numbers (Q, 2 k + 32), -1 for none, and whether a query's k nearest are certainly among them, once all is settled."""
-        return torch.cat([part.near() for part in self.parts]), torch.cat([part.certain() for part in self.parts])
-
-    def _include(self, rows: Rounded) -> None:
-        if self.bounds.include(rows):
-            for part in self.parts:
-                part.lengthen(self.bounds.length, self.bounds.error)
-
-
-class _Part(Best):
+class _Part(Part):
     """Queries that are multiplied at once, and the candidates of each."""
 
     dtype = torch.bfloat16
 
     def __init__(self, queries, k: int, limits=None):
-        rounded = queries.bfloat16()
-        super().__init__(len(queries), candidates_for(k), None if limits is None else _bf16_below(limits))
-        self.k, self.order = k, in_order(rounded)
-        self.lengths, self.errors = _lengths(queries), _lengths(queries - rounded.float())
+        super().__init__(queries, candidates_for(k), None if limits is None else _bf16_below(limits))
+        self.k, self.lengths, self.errors = k, _lengths(queries), _lengths(queries - queries.bfloat16().float())
         self.sums = queries.shape[1] * 2.0**-23  # relative error of adding up in fp32
         self.slack = torch.zeros_like(self.lengths)  # (Q,) greatest error of a product with the rows so far, but for its own rounding
 
@@ -151,6 +94,51 @@ class _Part(Best):
     def _set_limits(self) -> None:
         if self.least is not None or self.filled.all():
             self._limit(_bf16_below(torch.maximum(self._least(), self._left_out())))
+
+
+class RoundedScan(Scan):
+    """Candidates of `queries`, fp32 (Q, D), for the k nearest of each, 2 k + 32 at the most.
+
+    Args:
+        limits: fp32 (Q,), what a product has to be above from the beginning (`limits.py`); None: no limit.
+        held: rows, some of which will be added; None: those that are added are not rounded yet.
+    """
+
+    part = _Part
+
+    def __init__(self, queries, k: int, limits=None, held: Rounded | None = None):
+        super().__init__(queries, k, limits)
+        self.bounds = Rounded()  # of the rows so far
+        self.room = [torch.empty(0 if held else ROWS, queries.shape[1], dtype=dtype) for dtype in (torch.bfloat16, torch.float32)]
+        if held:
+            self._include(held)
+
+    def add(self, rows, start: int) -> None:
+        """Look at rows, fp32 (R, D) or held ones, the first of which has number `start`."""
+        if rows.dtype == torch.bfloat16:
+            super().add(rows, start)
+            return
+        for piece in rows.split(ROWS):
+            rounded = Rounded.of(piece, *(room[: len(piece)] for room in self.room))
+            self._include(rounded)
+            super().add(rounded.rows, start)
+            start += len(piece)
+
+    def tells_apart(self, likely: Likely) -> bool:
+        """Whether most queries' k nearest will be certain, if all is as is likely."""
+        certain = [part.lowered(nearest) > limits for part, nearest, limits in
+                   zip(self.parts, likely.nearest.split(TOGETHER), likely.limits.split(TOGETHER))]
+        return float(torch.cat(certain).float().mean()) >= CERTAIN
+
+    def join(self, other: "RoundedScan") -> None:
+        """Take over what was found in other rows."""
+        self._include(other.bounds)
+        super().join(other)
+
+    def _include(self, rows: Rounded) -> None:
+        if self.bounds.include(rows):
+            for part in self.parts:
+                part.lengthen(self.bounds.length, self.bounds.error)
 
 
 def _lengths(rows):

@@ -17,6 +17,22 @@ def piece_rows(queries: int) -> int:
     return min(max(ROWS * TOGETHER // queries, ROWS), MOST_ROWS)
 
 
+class Part(Best):
+    """Queries, fp32 (Q, D), that are multiplied at once, and the `keep` best of each."""
+
+    def __init__(self, queries, keep: int, limits=None):
+        super().__init__(len(queries), keep, limits, queries.device)
+        self.order = in_order(queries.to(self.dtype))
+
+    def near(self):
+        """(Q, keep) numbers of the candidates, -1 for none."""
+        return self.numbers
+
+    def certain(self):
+        """(Q,) bool: the best are among the candidates."""
+        return self.filled
+
+
 class Scan:
     """The `keep` best of each of `queries`, fp32 (Q, D), by fp32 products: `add` every piece, then `candidates`.
 
@@ -24,29 +40,30 @@ class Scan:
         limits: fp32 (Q,), what a product has to be above from the beginning (`limits.py`); None: no limit.
     """
 
+    part = Part
+
     def __init__(self, queries, keep: int, limits=None):
         limits = [None] * len(queries) if limits is None else limits.split(TOGETHER)
-        self.parts = [(in_order(part), Best(len(part), keep, least, queries.device))
-                      for part, least in zip(queries.split(TOGETHER), limits)]
+        self.parts = [self.part(some, keep, least) for some, least in zip(queries.split(TOGETHER), limits)]
 
     def add(self, rows, start: int) -> None:
-        """Look at rows, fp32 (R, D), the first of which has number `start`."""
-        for queries, best in self.parts:
-            best.add(margins(rows, queries, best.bias), start)
+        """Look at rows, (R, D), the first of which has number `start`."""
+        for part in self.parts:
+            part.add(margins(rows, part.order, part.bias), start)
 
     def join(self, other: "Scan") -> None:
         """Take over what was found in other rows."""
-        for (_, mine), (_, theirs) in zip(self.parts, other.parts):
+        for mine, theirs in zip(self.parts, other.parts):
             mine.join(theirs)
 
     def settle(self) -> None:
         """Sort in what was found in the rows so far."""
-        for _, best in self.parts:
-            best.settle()
+        for part in self.parts:
+            part.settle()
 
     def candidates(self):
-        """Document numbers (Q, keep), -1 for none, and which queries have as many as are kept, once all is settled."""
-        return torch.cat([best.numbers for _, best in self.parts]), torch.cat([best.filled for _, best in self.parts])
+        """Document numbers (Q, candidates), -1 for none, and whether a query's best are certainly among them, once all is settled."""
+        return torch.cat([part.near() for part in self.parts]), torch.cat([part.certain() for part in self.parts])
 
 
 def in_order(queries):

@@ -172,7 +172,7 @@ class ExactSearch:
 
     @cached_property
     def _sample(self):
-        return self._ready(rows_of(self.shards, sampled(self.size)).astype(np.float32))
+        return self._ready(rows_of(self.shards, sampled(self.size)).astype(np.float32, copy=False))
 
     def _tells_apart(self, queries, k: int, guess: Likely) -> bool:
         """Whether rounding leaves most queries certain of their neighbours, as far as the sample shows."""
