@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from foretext.errors import UserError
-from foretext.retrieval.search import rescored
+from foretext.retrieval.rescore import rescored
 
 Kind = Literal["hnsw", "ivfflat", "ivfpq"]
 

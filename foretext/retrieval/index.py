@@ -14,7 +14,8 @@ from foretext.errors import UserError
 from foretext.files import read_json, whole_folder, write_json
 from foretext.progress import progress
 from foretext.retrieval.approximate import LEAST_CODED, LINKS, Kind, candidates, cells_for, code_bytes, empty_index, load_faiss, sample_size
-from foretext.retrieval.search import rescored, search
+from foretext.retrieval.rescore import rescored
+from foretext.retrieval.search import search
 from foretext.retrieval.vectors import Vectors, blocks, unit
 
 BLOCK = 16_384  # vectors added at once

@@ -9,6 +9,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from itertools import islice
 from typing import TypeVar
 
@@ -22,17 +23,39 @@ MOST = 8  # lanes; with more cores each has several, as activations need room in
 
 _open: dict[tuple[int, int], ThreadPoolExecutor] = {}
 _opening = threading.Lock()
-_here = threading.local()  # `lane`: whether this thread is one
+_here = threading.local()  # `lane`: whether this thread is one; `cores`: how many it has left to lanes
 
 
 def lanes_for(amount: int, least: int, device: torch.device) -> int:
     """How many parts of an amount of work to do at a time, each of at least `least`."""
-    cores = torch.get_num_threads()
+    cores = _cores()
     if device.type != "cpu":
         return 1
     if hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0)) < min(cores, os.cpu_count() or 1):
         return 1  # OpenMP tied this thread to a core: others would share it
     return max(1, min(cores, amount // least, MOST))
+
+
+def _cores() -> int:
+    return getattr(_here, "cores", None) or torch.get_num_threads()
+
+
+@contextmanager
+def left_to_lanes(lanes: int):
+    """What this thread computes itself, between lanes, is done on one core: OpenMP's threads keep theirs for milliseconds afterwards."""
+    if lanes < 2 or getattr(_here, "cores", None):
+        yield
+        return
+    _here.cores = torch.get_num_threads()
+    torch.set_num_threads(1)
+    others = threading.Thread(target=torch.set_num_threads, args=(_here.cores,))  # threads to come get what they had got before
+    others.start()
+    others.join()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(_here.cores)
+        _here.cores = None
 
 
 def even_budget(tokens: int, longest: int, budget: int, lanes: int) -> int:
@@ -55,7 +78,7 @@ def side_by_side(work: Callable[[Item], Result], items: Sequence[Item], lanes: i
         with torch.inference_mode(inference):  # a thread is without
             return work(item)
 
-    pool, rest = _threads(lanes, max(1, torch.get_num_threads() // lanes)), iter(items)
+    pool, rest = _threads(lanes, max(1, _cores() // lanes)), iter(items)
     begun = deque(pool.submit(run, item) for item in islice(rest, AHEAD * lanes))
     try:
         while begun:

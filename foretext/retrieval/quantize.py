@@ -17,7 +17,8 @@ from typing import Literal, get_args
 import numpy as np
 
 from foretext.errors import UserError
-from foretext.retrieval.search import rescored, search
+from foretext.retrieval.rescore import rescored
+from foretext.retrieval.search import search
 from foretext.retrieval.vectors import BLOCK_ROWS, blocks, unit
 
 Precision = Literal["float32", "int8", "binary"]

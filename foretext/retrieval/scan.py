@@ -3,12 +3,15 @@
 Legend: Q queries, D dimensions, R rows of a piece.
 """
 
+import copy
+
 import torch
 
 from foretext.retrieval.best import Best
+from foretext.retrieval.limits import highest, likely
 
 ROWS = 2048  # least rows of a piece on a CPU: products of more with many queries do not stay in the cache until they are compared
-MOST_ROWS = 32_768  # with few queries, as Python takes as long for a small piece, and lanes wait for each other in it
+MOST_ROWS = 8192  # with few queries, as Python takes as long for a small piece, and lanes wait for each other in it
 TOGETHER = 256  # queries multiplied with a piece at once
 
 
@@ -20,36 +23,46 @@ def piece_rows(queries: int) -> int:
 class Part(Best):
     """Queries, fp32 (Q, D), that are multiplied at once, and the `keep` best of each."""
 
-    def __init__(self, queries, keep: int, limits=None):
-        super().__init__(len(queries), keep, limits, queries.device)
-        self.order = in_order(queries.to(self.dtype))
+    def __init__(self, queries, keep: int):
+        super().__init__(len(queries), keep, queries.device)
+        self.order = in_order(queries)
 
-    def near(self):
-        """(Q, keep) numbers of the candidates, -1 for none."""
-        return self.numbers
+    def highest(self, rows, groups: int):
+        """fp32 (groups, Q): the highest products of groups of rows."""
+        return highest(margins(rows, self.order), groups)
 
-    def certain(self):
-        """(Q,) bool: the best are among the candidates."""
-        return self.filled
+    def sampled(self, highest, sample: int, size: int) -> None:
+        """Expect what is likely of all `size` rows by the highest products, (groups, Q), of `sample` of them."""
+        limits, _ = likely(highest, sample, size, self.keep)
+        if torch.isfinite(limits).all():  # or else the scan will find the row that is at fault
+            self.expect(limits)
+
+    def look(self, rows, start: int) -> None:
+        """Look at rows, (R, D), the first of which has number `start`."""
+        self.add(margins(rows, self.order, self.bias), start)
 
 
 class Scan:
-    """The `keep` best of each of `queries`, fp32 (Q, D), by fp32 products: `add` every piece, then `candidates`.
-
-    Args:
-        limits: fp32 (Q,), what a product has to be above from the beginning (`limits.py`); None: no limit.
-    """
+    """The `keep` best of each of `queries`, fp32 (Q, D), by fp32 products: `add` every piece, then `settle`, and they are in `parts`."""
 
     part = Part
 
-    def __init__(self, queries, keep: int, limits=None):
-        limits = [None] * len(queries) if limits is None else limits.split(TOGETHER)
-        self.parts = [self.part(some, keep, least) for some, least in zip(queries.split(TOGETHER), limits)]
+    def __init__(self, queries, keep: int):
+        self.parts = [self.part(some, keep) for some in queries.split(TOGETHER)]
+
+    def __len__(self) -> int:
+        return sum(len(part.keys) for part in self.parts)
+
+    def twin(self) -> "Scan":
+        """One like this, before it has seen any rows."""
+        twin = copy.copy(self)
+        twin.parts = [part.twin() for part in self.parts]
+        return twin
 
     def add(self, rows, start: int) -> None:
         """Look at rows, (R, D), the first of which has number `start`."""
         for part in self.parts:
-            part.add(margins(rows, part.order, part.bias), start)
+            part.look(rows, start)
 
     def join(self, other: "Scan") -> None:
         """Take over what was found in other rows."""
@@ -61,15 +74,14 @@ class Scan:
         for part in self.parts:
             part.settle()
 
-    def candidates(self):
-        """Document numbers (Q, candidates), -1 for none, and whether a query's best are certainly among them, once all is settled."""
-        return torch.cat([part.near() for part in self.parts]), torch.cat([part.certain() for part in self.parts])
+    def of_all(self, found: str):
+        """What `found` of each part is, of all queries together."""
+        return torch.cat([getattr(part, found) for part in self.parts])
 
 
 def in_order(queries):
-    """(Q, D) in the order in which products read them."""
-    multiplies = torch.backends.mkldnn.is_available() and (queries.dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    if queries.device.type == "cpu" and multiplies:
+    """fp32 (Q, D) in the order in which products read them."""
+    if queries.device.type == "cpu" and torch.backends.mkldnn.is_available():
         return torch.ops.mkldnn._reorder_linear_weight(queries, ROWS)
     return queries
 

@@ -6,7 +6,8 @@ Legend: Q queries, N documents, D dimensions, R rows of a piece.
 import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -14,19 +15,22 @@ import torch
 
 from foretext.errors import UserError
 from foretext.progress import progress
-from foretext.retrieval.lanes import lanes_for, side_by_side
-from foretext.retrieval.limits import FEWEST, LEAST, Likely, likely, sampled
-from foretext.retrieval.rounded import Rounded, RoundedScan, candidates_for
+from foretext.retrieval.lanes import lanes_for, left_to_lanes, side_by_side
+from foretext.retrieval.limits import FEWEST, GROUPS, LEAST, SAMPLE, sampled
+from foretext.retrieval.rescore import products, rescored
+from foretext.retrieval.rounded import Rounded, RoundedScan, candidates_for, scale_of
 from foretext.retrieval.scan import ROWS, Scan, piece_rows
 from foretext.retrieval.vectors import BLOCK_ROWS, blocks, check_shapes, rows_of, split_rows
 
-MANY = 128  # queries from which on rounding the documents for them all pays,
-ROWS_PER_PLACE = 500  # if there are as many documents for each of the k asked for: below, candidates take longer than products
-LANE_PRODUCTS, LANE_ROWS = 20_000_000, 16_384  # a lane for fewer products, or rows to round, costs more than it saves
+MANY = 512  # queries from which on rounding the documents for them all pays,
+ROWS_PER_PLACE = 1000  # if there are as many documents for each of the k asked for: below, candidates take longer than products;
+HELD_ROWS_PER_PLACE = 250  # and where they are rounded already
+LANE_PRODUCTS, LANE_ROWS = 5_000_000, 16_384  # a lane for fewer products, or rows to round, costs more than it saves
 PART_ROWS = 8192  # that a lane reads before it asks for more, so that all end at the same time
-RESCORED_TOGETHER = 8  # queries whose candidates are taken to fp64 at once
-RESCORED_BY_LANE = 32  # queries: a lane for fewer costs more than it saves
+UNIT_ROWS = 4096  # brought to length 1 at once: more do not stay in the cache until they are multiplied
+CHUNKS = 8  # of a sample, looked at in lanes
 SPARE = 16  # candidates kept beyond k, so that rounding inside the block products cannot push a true neighbour out
+HELD_SAMPLE = 4 * SAMPLE  # rows, as products of 8 bits are cheap
 
 
 def search(queries: np.ndarray, vectors: np.ndarray | Sequence[np.ndarray], k: int, similarity: str = "dot",
@@ -43,15 +47,15 @@ class ExactSearch:
     candidates, and Q*(k + 16) numbers.
     Block products in fp32 choose k + 16 candidates, whose products are then taken again in fp64. So equal vectors have
     equal scores, and the result does not depend on block size, device or shards (unless more than 16 documents tie at
-    the last place). Many queries are scanned with rounded products first (`rounded.py`) where these are fast, and again in
+    the last place). Many queries are scanned with products of 8 bits first (`rounded.py`) where these are fast, and again in
     fp32 if their neighbours are not certainly among the candidates: the result is the same.
 
     Args:
         vectors: float (N, D), an array or memmap, or a list of them, numbered through.
         similarity: "dot", or "cosine" (of vectors of any length; the zero vector has cosine 0 with all).
         device: where the products run, for example "cuda".
-        hold: keep the vectors rounded to bf16 in memory as well, 2 N D bytes, for many searches of few queries. Only where a CPU
-            multiplies bf16; elsewhere it changes nothing.
+        hold: keep the vectors rounded to 8 bits in memory as well, N D bytes, for many searches of few queries. Only where a CPU
+            multiplies 8 bits (VNNI); elsewhere it changes nothing.
 
     Raises:
         UserError: an unknown similarity, vectors of different dimensions, or none.
@@ -64,7 +68,7 @@ class ExactSearch:
         if similarity not in ("dot", "cosine"):
             raise UserError(f"similarity: expected dot or cosine, found {similarity!r}")
         self.held: Rounded | None = None
-        if hold and device == "cpu" and torch.cpu._is_avx512_bf16_supported():
+        if hold and self._multiplies_8_bits:
             self.held = self._rounded()
 
     def search(self, queries: np.ndarray, k: int, show_progress: bool = False,
@@ -73,8 +77,8 @@ class ExactSearch:
 
         Args:
             queries: float (Q, D).
-            rounded: scan with bf16 products first; None: vectors that are held or at least 128 queries, 500 k documents, a CPU that
-                multiplies bf16. Only on a CPU.
+            rounded: scan with products of 8 bits first; None: if vectors are held and more than 250 k, or on a CPU that multiplies 8 bits
+                if there are more than 1,000 k and at least 512 queries. Only on a CPU.
 
         Returns:
             scores float32 (Q, min(k, N)), falling, and document numbers int64 of the same shape; ties by document number.
@@ -94,56 +98,67 @@ class ExactSearch:
         if not len(queries):
             return np.empty((0, min(k, self.size)), np.float32), np.empty((0, min(k, self.size)), np.int64)
         if rounded is None:
-            fast = self.held or len(queries) >= MANY and self.device == "cpu" and torch.cpu._is_avx512_bf16_supported()
-            rounded = bool(fast) and self.size > ROWS_PER_PLACE * k
-        with _full_precision(), torch.inference_mode():
-            candidates = self._candidates(self._ready(queries), k, rounded, show_progress)
-        return rescored(queries, self.shards, candidates, k, self.similarity)
+            most = self.size // (HELD_ROWS_PER_PLACE if self.held else ROWS_PER_PLACE)
+            rounded = k < most and (self.held is not None or len(queries) >= MANY and self._multiplies_8_bits)
+        lanes, _ = self._lanes(self.size * len(queries) // LANE_PRODUCTS, 1)
+        with _full_precision(), torch.inference_mode(), left_to_lanes(lanes):
+            return self._nearest(queries, min(k, self.size), rounded and candidates_for(k) < self.size, show_progress)
 
-    def _candidates(self, queries, k: int, rounded: bool, show_progress: bool) -> np.ndarray:
-        """Numbers (Q, C) of documents among which are the k nearest; -1 is an empty place."""
-        keep, some, limits = min(k + SPARE, self.size), np.arange(len(queries)), None
-        found = np.full((len(queries), min(self.size, max(keep, candidates_for(k)))), -1)
+    def _nearest(self, queries: np.ndarray, k: int, rounded: bool, show_progress: bool) -> tuple[np.ndarray, np.ndarray]:
+        ready, some = self._ready(queries), np.arange(len(queries))  # whose neighbours are not found yet
+        scores, numbers = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
+        if rounded:
+            scan = RoundedScan(ready, k, self.held or (self._rounded_sample if self.size >= LEAST else None))
+            self._guess(scan)
+            if scan.promising:
+                scores, numbers, certain = self._scanned(scan, show_progress).nearest(
+                    lambda found, dtype: products(queries, self.shards, found, self.similarity, dtype))
+                some = some[~certain]
+        for guess in (self._guess, lambda scan: False):
+            if len(some):
+                scan = Scan(ready[some], min(k + SPARE, self.size))
+                guessed = guess(scan)
+                scan = self._scanned(scan, show_progress)
+                found = scan.of_all("numbers").cpu().numpy()
+                scores[some], numbers[some] = rescored(queries[some], self.shards, found, k, self.similarity)
+                some = some[guessed & ~scan.of_all("filled").cpu().numpy()]
+        return scores, numbers
 
-        def scan(some: np.ndarray, make: Callable) -> np.ndarray:
-            """Scan for some queries; those whose nearest are not certain."""
-            numbers, certain = self._scanned(make, len(some), show_progress)
-            found[some] = -1
-            found[some, :numbers.shape[1]] = numbers
-            return some[~certain]
+    def _guess(self, scan: Scan) -> bool:
+        """Begin a scan with what a sample makes likely, where this pays."""
+        if self.size < LEAST or len(scan) < FEWEST:
+            return False
+        sample = self._rounded_sample if isinstance(scan, RoundedScan) else self._sample
+        lanes, _ = self._lanes(self.size * len(scan) // LANE_PRODUCTS, 1)
+        chunks = [sample[first:first + len(sample) // CHUNKS] for first in range(0, len(sample), len(sample) // CHUNKS)]
+        for part in scan.parts:
+            found = side_by_side(partial(part.highest, groups=GROUPS // CHUNKS), chunks, lanes)
+            part.sampled(torch.cat(list(found)), len(sample), self.size)
+        return True
 
-        if self.size >= LEAST and len(queries) >= FEWEST:
-            guess = likely(queries, self._sample, self.size, k, candidates_for(k) if rounded else keep)
-            limits = guess.limits if torch.isfinite(guess.limits).all() else None  # a scan will find the row that is at fault
-        if rounded and candidates_for(k) < self.size and (limits is None or self._tells_apart(queries, k, guess)):
-            some = scan(some, lambda: RoundedScan(queries, k, limits, self.held))
-        if len(some) and limits is not None:
-            some = scan(some, lambda: Scan(queries[some], keep, limits[some]))
-        if len(some):
-            scan(some, lambda: Scan(queries[some], keep))
-        return found
-
-    def _scanned(self, make: Callable, queries: int, show_progress: bool) -> tuple[np.ndarray, np.ndarray]:
-        """What a scan finds in all rows; each lane has a scan of its own and takes part after part."""
-        scans: dict[int, Any] = {}
+    def _scanned(self, scan: Scan, show_progress: bool) -> Scan:
+        """The scan, once it has seen all rows; each lane has one of its own, and takes part after part."""
+        scans, at_once = [], piece_rows(len(scan))
+        lane = threading.local()
 
         def read(part: int) -> None:
-            scan = scans.get(threading.get_ident()) or scans.setdefault(threading.get_ident(), make())
-            for start, rows in self._pieces(part, parts, piece_rows(queries), self.held if isinstance(scan, RoundedScan) else None):
-                scan.add(rows, start)
+            if not hasattr(lane, "scan"):
+                lane.scan, lane.room = scan.twin(), self._room()
+                scans.append(lane.scan)
+            for start, rows in self._pieces(part, parts, at_once, self.held if isinstance(scan, RoundedScan) else None, lane.room):
+                lane.scan.add(rows, start)
                 advance(len(rows))
 
         with progress("searching", self.size) if show_progress else contextlib.nullcontext(lambda rows: None) as advance:
-            lanes, parts = self._lanes(self.size * queries // LANE_PRODUCTS, piece_rows(queries))
+            lanes, parts = self._lanes(self.size * len(scan) // LANE_PRODUCTS, at_once)
             for _ in side_by_side(read, range(parts), lanes):
                 pass
-        for _ in side_by_side(lambda scan: scan.settle(), list(scans.values()), lanes):
+        for _ in side_by_side(lambda scan: scan.settle(), scans, lanes):
             pass
-        scan, *others = scans.values()
+        first, *others = scans
         for other in others:
-            scan.join(other)
-        numbers, certain = scan.candidates()
-        return numbers.cpu().numpy(), certain.cpu().numpy()
+            first.join(other)
+        return first
 
     def _lanes(self, most: int, at_once: int) -> tuple[int, int]:
         """How many lanes read the rows, and in how many parts."""
@@ -151,80 +166,56 @@ class ExactSearch:
         rows = self.block_rows if lanes == 1 else min(self.block_rows, max(at_once, PART_ROWS))
         return lanes, lanes * -(-self.size // (rows * lanes))
 
-    def _pieces(self, part: int, parts: int, at_once: int, held: Rounded | None = None) -> Iterator[tuple[int, Any]]:
-        """(number of the first row, rows) of one of equal parts of all rows: those held in bf16, or fp32 ones as products want them."""
-        rows, start = split_rows(self.shards if held is None else [held.rows], part, parts)
-        if held is not None:
-            yield from ((start + first, rows[0][first:first + at_once]) for first in range(0, len(rows[0]), at_once))
-            return
-        for first, block in blocks(rows, self.block_rows):
-            step = at_once if self.device == "cpu" else len(block)
-            for piece in range(0, len(block), step):
-                yield start + first + piece, self._ready(block[piece:piece + step])
+    def _room(self):
+        """For rows of length 1, where they are made on a CPU: new memory for each piece would cost more than they do."""
+        return torch.empty(UNIT_ROWS, self.shards[0].shape[1]) if self.similarity == "cosine" and self.device == "cpu" else None
 
-    def _ready(self, rows: np.ndarray):
+    def _pieces(self, part: int, parts: int, at_once: int, held: Rounded | None = None, room=None) -> Iterator[tuple[int, Any]]:
+        """(number of the first row, rows) of one of equal parts of all rows: those held in 8 bits, or fp32 ones as products want them."""
+        if held is not None:
+            first, last = self.size * part // parts, self.size * (part + 1) // parts
+            yield from ((start, held[start:min(start + at_once, last)]) for start in range(first, last, at_once))
+            return
+        rows, start = split_rows(self.shards, part, parts)
+        for first, block in blocks(rows, self.block_rows):
+            step = len(block) if self.device != "cpu" else at_once if room is None else min(at_once, UNIT_ROWS)
+            for piece in range(0, len(block), step):
+                yield start + first + piece, self._ready(block[piece:piece + step], room)
+
+    def _ready(self, rows: np.ndarray, room=None):
         """fp32 rows as a tensor on the device, of length 1 for cosines."""
         found = torch.from_numpy(rows).to(self.device)
         if self.similarity == "dot":
             return found
         lengths = torch.linalg.vector_norm(found, dim=1, keepdim=True)
-        return found * torch.where(lengths > 0, 1 / lengths, 0)
+        return torch.mul(found, torch.where(lengths > 0, 1 / lengths, 0), out=None if room is None else room[:len(rows)])
 
     @cached_property
     def _sample(self):
         return self._ready(rows_of(self.shards, sampled(self.size)).astype(np.float32, copy=False))
 
-    def _tells_apart(self, queries, k: int, guess: Likely) -> bool:
-        """Whether rounding leaves most queries certain of their neighbours, as far as the sample shows."""
-        scan = RoundedScan(queries, k, held=self.held or Rounded.of(self._sample))
-        return scan.tells_apart(guess)
+    @cached_property
+    def _rounded_sample(self) -> Rounded:
+        return self.held[sampled(self.size, HELD_SAMPLE)] if self.held else Rounded.of(self._sample)
+
+    @property
+    def _multiplies_8_bits(self) -> bool:
+        return self.device == "cpu" and torch.cpu._is_vnni_supported()
 
     def _rounded(self) -> Rounded:
-        held = Rounded(torch.empty(self.size, self.shards[0].shape[1], dtype=torch.bfloat16))
-
-        def read(part: int) -> list[Rounded]:
-            return [Rounded.of(rows, into=held.rows[start:start + len(rows)]) for start, rows in self._pieces(part, parts, ROWS)]
-
+        """All rows in 8 bits."""
         lanes, parts = self._lanes(self.size // LANE_ROWS, ROWS)
-        with torch.inference_mode():
-            for pieces in side_by_side(read, range(parts), lanes):
-                for piece in pieces:
-                    held.include(piece)
+
+        def each(work: Callable[[int, Any], Any]) -> Iterator:
+            yield from chain.from_iterable(side_by_side(
+                lambda part: [work(start, rows) for start, rows in self._pieces(part, parts, ROWS)], range(parts), lanes))
+
+        with torch.inference_mode(), left_to_lanes(lanes):
+            scale = max(each(lambda start, rows: scale_of(rows)))
+            held = Rounded(torch.empty(self.size, self.shards[0].shape[1], dtype=torch.int8), scale)
+            for piece in each(lambda start, rows: Rounded.of(rows, scale, held.codes[start:start + len(rows)])):
+                held.include(piece)
         return held
-
-
-def rescored(queries: np.ndarray, shards: list[np.ndarray], candidates: np.ndarray, k: int,
-             similarity: str) -> tuple[np.ndarray, np.ndarray]:
-    """Products of each query with its candidates (Q, C) in fp64, and the best k of them; -1 is an empty place."""
-    k = min(k, candidates.shape[1])
-    scores = np.empty((len(queries), k), dtype=np.float32)
-    indices = np.empty((len(queries), k), dtype=np.int64)
-
-    def rescore(some: slice) -> None:
-        numbers, query = np.sort(candidates[some], axis=1), queries[some].astype(np.float64)
-        numbers = numbers[:, min(int((numbers < 0).sum(axis=1).min()), numbers.shape[1] - k):]  # places that are empty for all
-        documents = rows_of(shards, numbers).astype(np.float64)
-        products = np.einsum("qcd,qd->qc", documents, query)  # row by row: a matrix product may round equal rows differently
-        if similarity == "cosine":
-            lengths = np.sqrt(np.einsum("qcd,qcd->qc", documents, documents) * (query * query).sum(axis=1, keepdims=True))
-            products = np.divide(products, lengths, out=np.zeros_like(products), where=lengths > 0)
-        products = np.where(numbers < 0, -np.inf, products).astype(np.float32)
-        order = np.argsort(-products, axis=1, kind="stable")[:, :k]
-        scores[some], indices[some] = np.take_along_axis(products, order, 1), np.take_along_axis(numbers, order, 1)
-
-    parts = [slice(first, first + RESCORED_TOGETHER) for first in range(0, len(queries), RESCORED_TOGETHER)]
-    for _ in side_by_side(rescore, parts, lanes_for(len(queries), RESCORED_BY_LANE, torch.device("cpu"))):
-        pass
-    return scores, indices
-
-
-def merge_found(scores: np.ndarray, indices: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The best k of results of several parts side by side, (Q, parts * k) with numbers through all parts; -1 is an empty place.
-
-    Exactly what one search over everything finds: scores do not depend on the split, and ties go to the lower number there as here.
-    """
-    order = np.lexsort((indices, -scores))[:, :k]
-    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(indices, order, axis=1)
 
 
 @contextlib.contextmanager

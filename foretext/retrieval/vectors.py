@@ -68,7 +68,7 @@ def open_vectors(folder: str | Path) -> Vectors:
 def rows_of(shards: Sequence[np.ndarray], numbers: np.ndarray) -> np.ndarray:
     """The rows with these numbers (any shape): (..., D); any numbers in place of -1."""
     if len(shards) == 1:
-        return shards[0][np.maximum(numbers, 0)]
+        return np.take(shards[0], numbers, axis=0, mode="clip")
     found = np.zeros((*numbers.shape, shards[0].shape[1]), np.result_type(*(shard.dtype for shard in shards)))
     start = 0
     for shard in shards:

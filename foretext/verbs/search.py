@@ -18,8 +18,8 @@ from foretext.retrieval.documents import Documents
 from foretext.retrieval.embed import encode_corpus
 from foretext.retrieval.fusion import fuse
 from foretext.retrieval.index import Index, build_index, open_index
+from foretext.retrieval.rescore import best_of
 from foretext.retrieval.runs import Run, as_run, read_run, write_run
-from foretext.retrieval.search import merge_found
 from foretext.retrieval.search import search as nearest
 from foretext.retrieval.vectors import Vectors, open_vectors, split_rows
 from foretext.text.corpus import Document
@@ -147,7 +147,7 @@ class Searcher:
                 indices += first
             else:
                 scores, indices = np.empty((len(asked), 0), np.float32), np.empty((len(asked), 0), np.int64)
-            found = merge_found(*(self._gathered(values) for values in (scores, indices)), depth)
+            found = best_of(*(self._gathered(values) for values in (scores, indices)), depth)
         if not hybrid:
             return found
         self._bm25 = self._bm25 or BM25.load(self.folder / "bm25")

@@ -12,6 +12,7 @@ from foretext.retrieval import search as module
 from foretext.retrieval.best import Best, keys_of, scores_of
 from foretext.retrieval.fusion import fuse
 from foretext.retrieval.limits import sampled
+from foretext.retrieval.rescore import rescored
 from foretext.retrieval.rounded import RoundedScan
 from foretext.retrieval.search import ExactSearch, search
 from foretext.retrieval.vectors import open_vectors
@@ -128,7 +129,7 @@ def test_scans_of_parts_join_to_that_of_all(data, make):
     for some in (whole, first, second):
         some.settle()
     first.join(second)
-    found, expected = (x.candidates()[0] for x in (first, whole))
+    found, expected = (x.of_all("numbers") for x in (first, whole))
     nearest = by_sorting(*data, 10)[1]
     for row, near in zip(found.tolist(), nearest.tolist()):
         assert set(near) <= set(row)
@@ -138,8 +139,8 @@ def test_scans_of_parts_join_to_that_of_all(data, make):
 
 def test_lanes_are_joined(data, lanes, monkeypatch):
     queries, vectors = data
-    scans = []
-    monkeypatch.setattr(module, "Scan", lambda *args: (scans.append(scan.Scan(*args)), scans[-1])[1])
+    scans, twin = [], scan.Scan.twin
+    monkeypatch.setattr(scan.Scan, "twin", lambda self: (scans.append(twin(self)), scans[-1])[1])
     found = search(queries, [vectors[:700], vectors[700:]], 40, rounded=False)[1]
     np.testing.assert_array_equal(found, by_sorting(queries, vectors, 40)[1])
     assert 1 <= len(scans) <= lanes
@@ -165,13 +166,11 @@ def test_rounded_products_find_the_same(data, monkeypatch, lanes, similarity, sc
                 np.testing.assert_array_equal(scores, expected_scores)
 
 
-def test_rounded_products_are_certain_of_most_and_leave_the_rest_to_fp32(data, monkeypatch):
+def test_rounded_products_are_certain_of_most_and_leave_the_rest_to_fp32(data, scans):
     queries, vectors = data[0], data[1].copy()
-    vectors[2000:2300] = queries[3] + np.linspace(0, 1e-3, 300, dtype=np.float32)[:, None]  # 300 that bf16 cannot tell apart
-    scanned = []
-    monkeypatch.setattr(module, "Scan", lambda asked, *rest: (scanned.append(len(asked)), scan.Scan(asked, *rest))[1])
+    vectors[2000:2300] = queries[3] + np.linspace(0, 1e-3, 300, dtype=np.float32)[:, None]  # 300 that 8 bits cannot tell apart
     scores, indices = search(queries, vectors, 10, block_rows=1000, rounded=True)
-    assert len(scanned) == 1 and 1 <= scanned[0] < len(queries) // 2
+    assert len(scans) == 2 and scans[0] == len(queries) and 1 <= scans[1] < len(queries) // 2
     np.testing.assert_array_equal(indices, search(queries, vectors, 10, rounded=False)[1])
 
 
@@ -318,7 +317,7 @@ def test_rescored_leaves_empty_places_to_the_end(data):
     queries, vectors = data
     candidates = np.array([[5, -1, 9, -1], [-1, -1, -1, 2]])
     for shards in ([vectors], [vectors[:6], vectors[6:]]):
-        scores, numbers = module.rescored(queries[:2], shards, candidates, 3, "dot")
+        scores, numbers = rescored(queries[:2], shards, candidates, 3, "dot")
         assert sorted(numbers[0, :2].tolist()) == [5, 9] and numbers[0, 2] == -1 and numbers[1].tolist() == [2, -1, -1]
         assert np.isneginf(scores[numbers < 0]).all() and np.isfinite(scores[numbers >= 0]).all()
 
@@ -339,9 +338,9 @@ def scans(monkeypatch):
     seen = []
     scanned = ExactSearch._scanned
 
-    def counted(self, make, queries, show):
-        seen.append(queries)
-        return scanned(self, make, queries, show)
+    def counted(self, scan, show):
+        seen.append(len(scan))
+        return scanned(self, scan, show)
 
     monkeypatch.setattr(ExactSearch, "_scanned", counted)
     return seen
@@ -391,12 +390,12 @@ def test_a_faulty_row_is_named_whether_it_is_in_the_sample_or_not(many, fault, r
         search(many[0], vectors, 10, rounded=rounded)
 
 
-@pytest.mark.skipif(not torch.cpu._is_avx512_bf16_supported(), reason="only where a CPU multiplies bf16 are vectors held")
+@pytest.mark.skipif(not torch.cpu._is_vnni_supported(), reason="only where a CPU multiplies 8 bits are vectors held")
 @pytest.mark.parametrize("similarity", ["dot", "cosine"])
 def test_held_vectors_find_the_same(many, lanes, similarity, monkeypatch):
     queries, vectors = many
     held = ExactSearch([vectors[:7], vectors[7:30_000], vectors[30_000:]], similarity, hold=True)
-    assert held.held.rows.shape == vectors.shape and held.held.rows.dtype == torch.bfloat16
+    assert held.held.codes.shape == vectors.shape and held.held.codes.dtype == torch.int8
     monkeypatch.setattr(module, "blocks", None)  # what is held is not read again
     for some in (queries[:1], queries[:30], queries):
         scores, indices = held.search(some, 20)
