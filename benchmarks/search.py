@@ -2,8 +2,8 @@
 
     python benchmarks/search.py --threads 1 --queries 256      # 200,000 vectors of 256 dimensions, the best 100
 
-`foretext bf16` chooses candidates by rounded products and scores them exactly, as search does by itself for many queries where a
-processor multiplies bf16; `foretext held` has the rounded vectors in memory from the start (`ExactSearch(hold=True)`). `x faiss`: the
+`foretext int8` chooses candidates by products of 8 bits and scores them exactly, as search does by itself for many queries where a
+processor multiplies 8 bits; `foretext held` has the rounded vectors in memory from the start (`ExactSearch(hold=True)`). `x faiss`: the
 median of the rounds' ratios. `same`: the share of documents that the fp32 scan finds too (recall, its documents being the true ones).
 `faiss` is told to use matrix products from 20 queries on; as shipped, version 1.15 does so only where queries times dimensions exceed
 128,000. `faiss beside torch` is the same index in a process where torch has just multiplied, as it does to encode the queries: two OpenMP
@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-PEERS = ("foretext fp32", "foretext bf16", "foretext held", "faiss", "faiss as shipped", "faiss beside torch")
+PEERS = ("foretext fp32", "foretext int8", "foretext held", "faiss", "faiss as shipped", "faiss beside torch")
 
 
 def serve(peer: str, folder: Path, k: int, threads: int) -> None:

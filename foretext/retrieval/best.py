@@ -127,7 +127,7 @@ class Best:
 
     def _waits(self, count: int) -> None:
         self.count += count
-        if self.count > 2 * self.keys.numel() or self.limits is None:
+        if self.count > 4 * self.keys.numel() or self.limits is None:
             self.settle()
 
     def join(self, other: "Best") -> None:

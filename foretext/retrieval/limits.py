@@ -12,7 +12,7 @@ import numpy as np
 SAMPLE = 4096  # rows
 LEAST, FEWEST = 4 * SAMPLE, 16  # rows in all, and queries, from which on a sample pays
 RUN = 16  # rows of it that are read together
-GROUPS = 1024  # of rows of the sample, of each of which only the highest product counts: nearly all that is high, and cheap to find
+GROUPS = 512  # of rows of the sample, of each of which only the highest product counts: nearly all that is high, and cheap to find
 
 
 def sampled(size: int, sample: int = SAMPLE) -> np.ndarray:

@@ -20,6 +20,7 @@ from foretext.retrieval.fusion import fuse
 from foretext.retrieval.index import Index, build_index, open_index
 from foretext.retrieval.rescore import best_of
 from foretext.retrieval.runs import Run, as_run, read_run, write_run
+from foretext.retrieval.search import ExactSearch
 from foretext.retrieval.search import search as nearest
 from foretext.retrieval.vectors import Vectors, open_vectors, split_rows
 from foretext.text.corpus import Document
@@ -112,17 +113,21 @@ class Hit:
 class Searcher:
     """An opened folder that `encode` wrote (or a run folder with an index/): vectors, model, texts, and BM25 where it is wanted.
 
+    Args:
+        hold: for many exact searches, keep the vectors in memory in 8 bits as well (`ExactSearch`).
+
     Attributes:
         index: the approximate index, None where there is none or exact search is wanted.
     """
 
-    def __init__(self, folder: str | Path, exact: bool = False, world: World | None = None):
+    def __init__(self, folder: str | Path, exact: bool = False, world: World | None = None, hold: bool = False):
         self.folder = _index_folder(folder)
         self.vectors: Vectors = open_vectors(self.folder)
         # As the documents were, if this machine multiplies bf16: scores found on machines of one kind join to what one would have found.
         dtype = "auto" if self.vectors.manifest.get("compute_dtype") == "bfloat16" else "fp32"
         self.encoder = open_encoder(read_json(self.folder / "model.json")["model"], dtype)
         self.index: Index | None = None if exact else open_index(self.folder, self.vectors)
+        self.held = ExactSearch(self.vectors.shards, self.encoder.similarity, hold=True) if hold and not self.index else None
         self.world = world or World.alone()
         self._bm25: BM25 | None = None
         self._documents: Documents | None = None
@@ -139,6 +144,8 @@ class Searcher:
         asked = self.encoder.encode(list(queries), "query")
         if self.index and part[1] == self.world.size == 1:
             found = self.index.search(asked, self.vectors, depth)
+        elif self.held and part[1] == self.world.size == 1:
+            found = self.held.search(asked, depth)
         else:
             mine = part[0] * self.world.size + self.world.rank, part[1] * self.world.size
             rows, first = split_rows(self.vectors.shards, *mine)

@@ -127,7 +127,7 @@ def needed():
 def _open(source: str | Path, exact: bool) -> tuple[Searcher | None, TextEncoder]:
     folder = Path(source)
     if (folder / "model.json").is_file() or (folder / "index" / "model.json").is_file():
-        searcher = Searcher(folder, exact)
+        searcher = Searcher(folder, exact, hold=True)
         return searcher, searcher.encoder
     return None, open_encoder(source)
 

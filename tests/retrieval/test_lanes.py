@@ -12,7 +12,7 @@ import torch
 from foretext.model.encoder import Encoder
 from foretext.model.presets import preset
 from foretext.retrieval.embed import TextEncoder, batches_of
-from foretext.retrieval.lanes import even_budget, lanes_for, side_by_side
+from foretext.retrieval.lanes import even_budget, lanes_for, left_to_lanes, side_by_side
 from tests.conftest import made_up_texts
 
 
@@ -133,6 +133,27 @@ def test_a_process_that_forked_begins_its_own_threads(three_cores):
         os.waitpid(child, 0)
         raise AssertionError("the child waits for threads that it does not have")
     assert status == 0
+
+
+def test_the_cores_are_left_to_lanes_and_to_nobody_elses_loss(three_cores):
+    def cores_of_a_new_thread():
+        thread = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+        thread.start()
+        thread.join()
+        return seen.pop()
+
+    seen = []
+    with pytest.raises(KeyError), left_to_lanes(3):
+        assert torch.get_num_threads() == 1 and cores_of_a_new_thread() == 3
+        assert lanes_for(10**6, 1, torch.device("cpu")) == 3
+        assert list(side_by_side(lambda item: torch.get_num_threads(), range(4), 3)) == [1] * 4
+        with left_to_lanes(3):  # a part of it
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 1
+        raise KeyError
+    assert torch.get_num_threads() == 3 == cores_of_a_new_thread()
+    with left_to_lanes(1):
+        assert torch.get_num_threads() == 3
 
 
 def test_few_tokens_and_other_devices_have_one_lane(three_cores):

@@ -286,10 +286,11 @@ def test_a_longer_row_is_held_to_its_own_bound():
 
 
 def test_rounding_may_take_a_whole_half_step_off_every_number():
-    vectors = np.full((100, 257), 0.1, np.float32)
-    vectors[5] = 1 + 2**-8  # bf16: 1
-    vectors[9] = 1 + 2**-8 + 2**-23  # bf16: 1 + 2^-7
-    vectors[9, 0] = 1 + 2**-8 - 0.002
+    """To whole numbers, as the highest is 127: the nearest loses every half, another gains as many."""
+    vectors = np.full((400, 257), 0.1, np.float32)
+    vectors[:, 0] = 127
+    vectors[5, 1:] = 0.5  # 0
+    vectors[9, 1::2], vectors[9, 2::2] = 0.501, 0.49  # 1 and 0
     assert search(np.ones((1, 257), np.float32), vectors, 1, rounded=True)[1].tolist() == [[5]]
 
 

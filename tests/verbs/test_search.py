@@ -51,6 +51,12 @@ def test_each_document_finds_itself_with_its_own_text(index):
         assert all((hit.title, hit.text) == (d.title, d.text) for hit in hits for d in CORPUS if d.id == hit.id)
 
 
+def test_vectors_held_for_many_searches_find_the_same(index):
+    texts = [document.text for document in CORPUS[:20]]
+    for ours, expected in zip(Searcher(index, hold=True).find(texts, 7), Searcher(index).find(texts, 7)):
+        np.testing.assert_array_equal(ours, expected)
+
+
 def test_a_finished_folder_is_left_alone(model, index):
     small = ("model.json", "manifest.json")
     before = {path: path.stat().st_mtime_ns for path in index.rglob("*") if path.is_file() and path.name not in small}
