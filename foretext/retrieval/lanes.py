@@ -46,16 +46,23 @@ def left_to_lanes(lanes: int):
     if lanes < 2 or getattr(_here, "cores", None):
         yield
         return
-    _here.cores = torch.get_num_threads()
-    torch.set_num_threads(1)
-    others = threading.Thread(target=torch.set_num_threads, args=(_here.cores,))  # threads to come get what they had got before
-    others.start()
-    others.join()
+    with _opening:
+        _here.cores = torch.get_num_threads()
+        torch.set_num_threads(1)
+        _of_others(_here.cores)
     try:
         yield
     finally:
-        torch.set_num_threads(_here.cores)
+        with _opening:
+            torch.set_num_threads(_here.cores)
         _here.cores = None
+
+
+def _of_others(cores: int) -> None:
+    """Threads to come have so many cores, whatever this one has."""
+    thread = threading.Thread(target=torch.set_num_threads, args=(cores,))
+    thread.start()
+    thread.join()
 
 
 def even_budget(tokens: int, longest: int, budget: int, lanes: int) -> int:
@@ -111,7 +118,8 @@ def _threads(lanes: int, cores: int) -> ThreadPoolExecutor:
                 everyone.abort()
                 raise
             finally:
-                torch.set_num_threads(before)  # for threads to come
+                torch.set_num_threads(before)
+                _of_others(_cores())
             _open[lanes, cores] = pool
         return _open[lanes, cores]
 

@@ -20,6 +20,7 @@ from foretext.retrieval.rescore import best_of
 from foretext.retrieval.scan import ROWS, Scan
 
 STEPS = 127  # the highest whole number; the lowest is -127
+DIMENSIONS = range(2, 2**31 // STEPS**2)  # whose products are right: `_int_mm` adds up in int32, and of one dimension it made nonsense
 TINY = 1e-19  # numbers below have squares that are lost, or inexact
 SAFE = 1 + 2.0**-10  # lengths are rounded too
 CERTAIN = 0.75  # share of the queries that rounding has to leave certain

@@ -18,7 +18,7 @@ from foretext.progress import progress
 from foretext.retrieval.lanes import lanes_for, left_to_lanes, side_by_side
 from foretext.retrieval.limits import FEWEST, GROUPS, LEAST, SAMPLE, sampled
 from foretext.retrieval.rescore import products, rescored
-from foretext.retrieval.rounded import Rounded, RoundedScan, candidates_for, scale_of
+from foretext.retrieval.rounded import DIMENSIONS, Rounded, RoundedScan, candidates_for, scale_of
 from foretext.retrieval.scan import ROWS, Scan, piece_rows
 from foretext.retrieval.vectors import BLOCK_ROWS, blocks, check_shapes, rows_of, split_rows
 
@@ -47,8 +47,9 @@ class ExactSearch:
     candidates, and Q*(k + 16) numbers.
     Block products in fp32 choose k + 16 candidates, whose products are then taken again in fp64. So equal vectors have
     equal scores, and the result does not depend on block size, device or shards (unless more than 16 documents tie at
-    the last place). Many queries are scanned with products of 8 bits first (`rounded.py`) where these are fast, and again in
-    fp32 if their neighbours are not certainly among the candidates: the result is the same.
+    the last place, as far as fp32 tells them apart). Many queries are scanned with products of 8 bits first
+    (`rounded.py`) where these are fast, and again in fp32 if their neighbours are not certainly among the candidates:
+    the result is the same.
 
     Args:
         vectors: float (N, D), an array or memmap, or a list of them, numbered through.
@@ -100,9 +101,10 @@ class ExactSearch:
         if rounded is None:
             most = self.size // (HELD_ROWS_PER_PLACE if self.held else ROWS_PER_PLACE)
             rounded = k < most and (self.held is not None or len(queries) >= MANY and self._multiplies_8_bits)
+        rounded = rounded and candidates_for(k) < self.size and queries.shape[1] in DIMENSIONS
         lanes, _ = self._lanes(self.size * len(queries) // LANE_PRODUCTS, 1)
         with _full_precision(), torch.inference_mode(), left_to_lanes(lanes):
-            return self._nearest(queries, min(k, self.size), rounded and candidates_for(k) < self.size, show_progress)
+            return self._nearest(queries, min(k, self.size), rounded, show_progress)
 
     def _nearest(self, queries: np.ndarray, k: int, rounded: bool, show_progress: bool) -> tuple[np.ndarray, np.ndarray]:
         ready, some = self._ready(queries), np.arange(len(queries))  # whose neighbours are not found yet
@@ -111,8 +113,11 @@ class ExactSearch:
             scan = RoundedScan(ready, k, self.held or (self._rounded_sample if self.size >= LEAST else None))
             self._guess(scan)
             if scan.promising:
-                scores, numbers, certain = self._scanned(scan, show_progress).nearest(
-                    lambda found, dtype: products(queries, self.shards, found, self.similarity, dtype))
+                def score(found: np.ndarray, dtype: type) -> np.ndarray:
+                    dtype = np.float64 if self.similarity == "cosine" else dtype  # squares of lengths may be lost in fp32
+                    return products(queries, self.shards, found, self.similarity, dtype)
+
+                scores, numbers, certain = self._scanned(scan, show_progress).nearest(score)
                 some = some[~certain]
         for guess in (self._guess, lambda scan: False):
             if len(some):
@@ -196,11 +201,11 @@ class ExactSearch:
 
     @cached_property
     def _rounded_sample(self) -> Rounded:
-        return self.held[sampled(self.size, HELD_SAMPLE)] if self.held else Rounded.of(self._sample)
+        return self.held[sampled(self.size, HELD_SAMPLE)] if self.held is not None else Rounded.of(self._sample)
 
     @property
     def _multiplies_8_bits(self) -> bool:
-        return self.device == "cpu" and torch.cpu._is_vnni_supported()
+        return self.device == "cpu" and torch.cpu._is_vnni_supported() and self.shards[0].shape[1] in DIMENSIONS
 
     def _rounded(self) -> Rounded:
         """All rows in 8 bits."""

@@ -294,6 +294,29 @@ def test_rounding_may_take_a_whole_half_step_off_every_number():
     assert search(np.ones((1, 257), np.float32), vectors, 1, rounded=True)[1].tolist() == [[5]]
 
 
+@pytest.mark.parametrize("dimensions", [1, 2, 3])
+def test_rounded_products_of_few_dimensions(dimensions, lanes):
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        vectors = -np.abs(rng.standard_normal((5003, dimensions), dtype=np.float32))
+        queries = np.abs(rng.standard_normal((257, dimensions), dtype=np.float32))
+        np.testing.assert_array_equal(search(queries, vectors, 1, rounded=True)[1], by_sorting(queries, vectors, 1)[1])
+
+
+def test_rounded_products_of_more_dimensions_than_can_be_added_up():
+    vectors = np.random.default_rng(0).choice(np.float32([-1, 1]), (300, 140_000))
+    vectors[[7, 8, 9]] = 1
+    vectors[9, :20_000] = vectors[8, -18_000:] = -1
+    assert search(np.ones((2, 140_000), np.float32), vectors, 2, rounded=True)[1].tolist() == [[7, 8]] * 2
+
+
+@pytest.mark.parametrize("of_queries, of_vectors", [(1e9, 1e9), (1e12, 1e8), (1e-12, 1e-12), (1, 1e-22)])
+def test_rounded_cosines_of_very_long_and_short_vectors(data, of_queries, of_vectors):
+    queries, vectors = data[0] * np.float32(of_queries), data[1] * np.float32(of_vectors)
+    found = [search(queries, vectors, 10, "cosine", rounded=rounded)[1] for rounded in (True, False)]
+    np.testing.assert_array_equal(*found)
+
+
 @pytest.mark.parametrize("rounded", [True, False])
 def test_more_queries_than_are_multiplied_at_once(rounded):
     rng = np.random.default_rng(1)
