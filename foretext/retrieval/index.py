@@ -16,7 +16,7 @@ from foretext.progress import progress
 from foretext.retrieval.approximate import LEAST_CODED, LINKS, Kind, candidates, cells_for, code_bytes, empty_index, load_faiss, sample_size
 from foretext.retrieval.rescore import rescored
 from foretext.retrieval.search import search
-from foretext.retrieval.vectors import Vectors, blocks, unit
+from foretext.retrieval.vectors import Vectors, blocks, rows_of, unit
 
 BLOCK = 16_384  # vectors added at once
 PROBES = 500  # documents asked for their neighbours to measure the recall
@@ -98,7 +98,7 @@ def _measured(index, settings: dict, vectors: Vectors, target: float, seed: int)
         return settings | {"breadth": 1, "recall@10": 1.0, "probes": 0}
     draw = np.random.default_rng(seed)
     rows = np.sort(draw.choice(settings["size"], min(PROBES, settings["size"]), replace=False))
-    asked = _take(vectors, rows)
+    asked = rows_of(vectors.shards, rows).astype(np.float32, copy=False)
     wanted = _without_self(search(asked, vectors.shards, k + 1, settings["similarity"])[1], rows)
     most = settings["size"] if settings["kind"] == "hnsw" else settings["cells"]
     breadth = min(2 * k if settings["kind"] == "hnsw" else 1, most)
@@ -127,14 +127,7 @@ def _rows(vectors: Vectors, most: int, seed: int) -> np.ndarray:
     """All vectors, or `most` of them drawn."""
     size = len(vectors.ids)
     rows = np.arange(size) if size <= most else np.sort(np.random.default_rng(seed).choice(size, most, replace=False))
-    return _take(vectors, rows)
-
-
-def _take(vectors: Vectors, rows: np.ndarray) -> np.ndarray:
-    """float32 rows of the given rising numbers."""
-    starts = np.cumsum([0] + [len(shard) for shard in vectors.shards])
-    parts = [shard[rows[(rows >= start) & (rows < start + len(shard))] - start] for start, shard in zip(starts, vectors.shards)]
-    return np.concatenate(parts).astype(np.float32)
+    return rows_of(vectors.shards, rows)
 
 
 def _made_of(folder: str | Path) -> str:

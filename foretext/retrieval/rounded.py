@@ -60,7 +60,8 @@ class Rounded:
     def __len__(self) -> int:
         return len(self.codes)
 
-    def __getitem__(self, some: slice) -> "Rounded":
+    def __getitem__(self, some: slice | np.ndarray) -> "Rounded":
+        """Some of the rows; the bounds hold for them too."""
         return replace(self, codes=self.codes[some])
 
     def include(self, other: "Rounded") -> bool:

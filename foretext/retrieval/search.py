@@ -99,18 +99,17 @@ class ExactSearch:
         if not len(queries):
             return np.empty((0, min(k, self.size)), np.float32), np.empty((0, min(k, self.size)), np.int64)
         if rounded is None:
-            most = self.size // (HELD_ROWS_PER_PLACE if self.held else ROWS_PER_PLACE)
+            most = self.size // (ROWS_PER_PLACE if self.held is None else HELD_ROWS_PER_PLACE)
             rounded = k < most and (self.held is not None or len(queries) >= MANY and self._multiplies_8_bits)
         rounded = rounded and candidates_for(k) < self.size and queries.shape[1] in DIMENSIONS
-        lanes, _ = self._lanes(self.size * len(queries) // LANE_PRODUCTS, 1)
-        with _full_precision(), torch.inference_mode(), left_to_lanes(lanes):
+        with _full_precision(), torch.inference_mode(), left_to_lanes(self._lanes(len(queries))):
             return self._nearest(queries, min(k, self.size), rounded, show_progress)
 
     def _nearest(self, queries: np.ndarray, k: int, rounded: bool, show_progress: bool) -> tuple[np.ndarray, np.ndarray]:
         ready, some = self._ready(queries), np.arange(len(queries))  # whose neighbours are not found yet
         scores, numbers = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
         if rounded:
-            scan = RoundedScan(ready, k, self.held or (self._rounded_sample if self.size >= LEAST else None))
+            scan = RoundedScan(ready, k, self._rounded_sample if self.held is None and self.size >= LEAST else self.held)
             self._guess(scan)
             if scan.promising:
                 def score(found: np.ndarray, dtype: type) -> np.ndarray:
@@ -134,28 +133,28 @@ class ExactSearch:
         if self.size < LEAST or len(scan) < FEWEST:
             return False
         sample = self._rounded_sample if isinstance(scan, RoundedScan) else self._sample
-        lanes, _ = self._lanes(self.size * len(scan) // LANE_PRODUCTS, 1)
         chunks = [sample[first:first + len(sample) // CHUNKS] for first in range(0, len(sample), len(sample) // CHUNKS)]
         for part in scan.parts:
-            found = side_by_side(partial(part.highest, groups=GROUPS // CHUNKS), chunks, lanes)
+            found = side_by_side(partial(part.highest, groups=GROUPS // CHUNKS), chunks, self._lanes(len(scan)))
             part.sampled(torch.cat(list(found)), len(sample), self.size)
         return True
 
     def _scanned(self, scan: Scan, show_progress: bool) -> Scan:
         """The scan, once it has seen all rows; each lane has one of its own, and takes part after part."""
-        scans, at_once = [], piece_rows(len(scan))
-        lane = threading.local()
+        held = self.held if isinstance(scan, RoundedScan) else None
+        scans, lane = [], threading.local()
+        lanes, at_once = self._lanes(len(scan)), piece_rows(len(scan))
+        parts = self._parts(lanes, at_once)
 
         def read(part: int) -> None:
             if not hasattr(lane, "scan"):
-                lane.scan, lane.room = scan.twin(), self._room()
+                lane.scan, lane.room = scan.twin(), self._room() if held is None else None
                 scans.append(lane.scan)
-            for start, rows in self._pieces(part, parts, at_once, self.held if isinstance(scan, RoundedScan) else None, lane.room):
+            for start, rows in self._pieces(part, parts, at_once, held, lane.room):
                 lane.scan.add(rows, start)
                 advance(len(rows))
 
         with progress("searching", self.size) if show_progress else contextlib.nullcontext(lambda rows: None) as advance:
-            lanes, parts = self._lanes(self.size * len(scan) // LANE_PRODUCTS, at_once)
             for _ in side_by_side(read, range(parts), lanes):
                 pass
         for _ in side_by_side(lambda scan: scan.settle(), scans, lanes):
@@ -165,11 +164,14 @@ class ExactSearch:
             first.join(other)
         return first
 
-    def _lanes(self, most: int, at_once: int) -> tuple[int, int]:
-        """How many lanes read the rows, and in how many parts."""
-        lanes = lanes_for(most, 1, torch.device(self.device))
+    def _lanes(self, queries: int) -> int:
+        """How many lanes read the rows for so many queries."""
+        return lanes_for(self.size * queries, LANE_PRODUCTS, torch.device(self.device))
+
+    def _parts(self, lanes: int, at_once: int) -> int:
+        """In how many parts."""
         rows = self.block_rows if lanes == 1 else min(self.block_rows, max(at_once, PART_ROWS))
-        return lanes, lanes * -(-self.size // (rows * lanes))
+        return lanes * -(-self.size // (rows * lanes))
 
     def _room(self):
         """For rows of length 1, where they are made on a CPU: new memory for each piece would cost more than they do."""
@@ -209,7 +211,8 @@ class ExactSearch:
 
     def _rounded(self) -> Rounded:
         """All rows in 8 bits."""
-        lanes, parts = self._lanes(self.size // LANE_ROWS, ROWS)
+        lanes = lanes_for(self.size, LANE_ROWS, torch.device(self.device))
+        parts = self._parts(lanes, ROWS)
 
         def each(work: Callable[[int, Any], Any]) -> Iterator:
             yield from chain.from_iterable(side_by_side(

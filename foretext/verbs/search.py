@@ -118,6 +118,7 @@ class Searcher:
 
     Attributes:
         index: the approximate index, None where there is none or exact search is wanted.
+        held: the vectors for exact searches, None where they are not held.
     """
 
     def __init__(self, folder: str | Path, exact: bool = False, world: World | None = None, hold: bool = False):
@@ -142,9 +143,10 @@ class Searcher:
         size = len(self.vectors.ids)
         depth = min(max(k, CANDIDATES) if hybrid else k, size)
         asked = self.encoder.encode(list(queries), "query")
-        if self.index and part[1] == self.world.size == 1:
+        whole = part[1] == self.world.size == 1
+        if self.index and whole:
             found = self.index.search(asked, self.vectors, depth)
-        elif self.held and part[1] == self.world.size == 1:
+        elif self.held and whole:
             found = self.held.search(asked, depth)
         else:
             mine = part[0] * self.world.size + self.world.rank, part[1] * self.world.size
