@@ -3,7 +3,7 @@
 import torch
 from turns import Answer, clock, serve
 
-from foretext.training.loop import has_bf16
+from foretext.model.layers import has_bf16
 
 SIDE, TRIES = 1024, 8
 

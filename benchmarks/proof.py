@@ -5,7 +5,7 @@ Few labels: which package a docstring is from, learned from 8 or 32 examples of 
 summary, learned from all training pairs of the quickstart. The first is where they help; the second is where, from scratch
 and after minutes, they do not (docs/LOG.md), and is shown all the same.
 
-Reads the data of `make quickstart` (run it first), writes runs/proof/. About half an hour on two cores with the default:
+Reads the data of `make quickstart` (run it first), writes runs/proof/. About an hour on two cores with the default:
 
     python benchmarks/proof.py [--minutes 5]
 """

@@ -18,13 +18,14 @@ from made_up import write
 from turns import clock
 
 from foretext.model.encoder import Encoder
+from foretext.model.layers import has_bf16
 from foretext.model.presets import preset
 from foretext.objectives.mlm import MLM
 from foretext.text.batches import Batches
 from foretext.text.pairs import Texts
 from foretext.text.tokenizer import Tokenizer
 from foretext.training.distributed import World
-from foretext.training.loop import has_bf16, tune_allocator
+from foretext.training.loop import tune_allocator
 from foretext.training.recompute import recompute_activations
 from foretext.training.step import backward
 

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from turns import Answer, clock, peak_memory, serve
 
 from foretext.model.encoder import Encoder
+from foretext.model.layers import has_bf16
 from foretext.model.presets import preset
 from foretext.model.towers import new_encoder
 from foretext.objectives import OBJECTIVES
@@ -25,7 +26,7 @@ from foretext.text.evidence import Clusters
 from foretext.text.pairs import NOTHING_KNOWN, Pairs, Texts
 from foretext.text.tokenizer import Tokenizer
 from foretext.training.distributed import World
-from foretext.training.loop import has_bf16, tune_allocator
+from foretext.training.loop import tune_allocator
 from foretext.training.optim import OptimConfig, clip_gradients, make_optimizer
 from foretext.training.step import backward
 

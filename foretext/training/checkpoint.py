@@ -5,7 +5,7 @@ checkpoints/step-N/ holds `objective.safetensors` (encoder and heads), `optimize
 """
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -54,10 +54,11 @@ class Writer:
         self.wait()
         self.last = state["step"]
         random = [self.world.gather_rows(part[None])[0] for part in random_state(self.world.device)]  # every rank's own
-        weights, moments = tensors(objective), whole_state(optimizer)  # where they are sharded, all ranks have to ask for them
+        kept = to_host if self.world.first else lambda value: None
+        weights, moments = tensors(objective, kept), whole_state(optimizer, kept)  # where they are sharded, all ranks have to ask
         if self.world.first:
-            copied = tree_map(to_host, (weights, {"optimizer": moments, "random": random}))
-            self.writing = self.thread.submit(write, self.folder, *copied, state, rows, self.keep)
+            rest = tree_map(to_host, {"optimizer": moments, "random": random})
+            self.writing = self.thread.submit(write, self.folder, weights, rest, state, rows, self.keep)
 
     def wait(self) -> None:
         """Until what is being written is on disk."""
@@ -102,7 +103,7 @@ def load(folder: Path, step: int, objective: nn.Module, optimizer: torch.optim.O
     """
     path = folder / "checkpoints" / f"step-{step}"
     load_objective(path, objective)
-    saved = torch.load(path / "optimizer.pt", weights_only=True, map_location=world.device)
+    saved = torch.load(path / "optimizer.pt", weights_only=True, map_location="cpu")  # each rank moves what it needs to its device
     load_moments(optimizer, saved["optimizer"])
     if len(saved["random"][0]) == world.size:
         set_random_state([part[world.rank].cpu() for part in saved["random"]], world.device)
@@ -128,10 +129,14 @@ def load_objective(path: Path, objective: nn.Module) -> None:
         raise UserError(f"{path}: holds the weights of another model (missing {missing[:3]}, unknown {unknown[:3]})")
 
 
-def tensors(module: nn.Module) -> dict[str, torch.Tensor]:
-    """The state of a module, a tensor with several names (ELECTRA's shared embeddings) once, under the first."""
+def tensors(module: nn.Module, kept: Callable[[torch.Tensor], Any] = lambda value: value) -> dict[str, Any]:
+    """The state of a module, a tensor with several names (ELECTRA's shared embeddings) once, under the first.
+
+    Args:
+        kept: what to keep of each whole tensor; on a rank that writes nothing its parts come together one tensor at a time.
+    """
     own = own_names(module)
-    return {name: whole(value).contiguous() for name, value in module.state_dict().items() if name in own}
+    return {name: kept(whole(value).contiguous()) for name, value in module.state_dict().items() if name in own}
 
 
 def own_names(module: nn.Module) -> set[str]:
@@ -139,10 +144,10 @@ def own_names(module: nn.Module) -> set[str]:
     return {name for name, _ in [*module.named_parameters(), *module.named_buffers()]}
 
 
-def whole_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The optimiser's state with whole tensors, the same however they are sharded."""
+def whole_state(optimizer: torch.optim.Optimizer, kept: Callable[[torch.Tensor], Any]) -> dict[str, Any]:
+    """The optimiser's state with whole tensors, the same however they are sharded; `kept` as in `tensors`."""
     state = optimizer.state_dict()
-    moments = {i: {name: whole(value) if torch.is_tensor(value) else value for name, value in values.items()}
+    moments = {i: {name: kept(whole(value)) if torch.is_tensor(value) else value for name, value in values.items()}
                for i, values in state["state"].items()}
     return state | {"state": moments}
 

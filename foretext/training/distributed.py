@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, Literal
 
 import numpy as np
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from foretext.training.sharding import forget_meshes, shard, sharded
+
+PATIENCE = timedelta(hours=12)  # that others wait for what one process does alone; torchrun itself notices one that died
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class World:
         if kind == "cuda":
             torch.cuda.set_device(place)
         if size > 1 and not dist.is_initialized():
-            dist.init_process_group("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo")
+            dist.init_process_group("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo", timeout=PATIENCE)
         return cls(rank, size, place)
 
     @classmethod

@@ -1,5 +1,6 @@
 """The run folder: one run lives in it, and only the same run may go on there."""
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ def open_run(output: Path, settings: dict[str, Any], overwrite: bool, world: Wor
              decide: Callable[[], dict[str, int]]) -> dict[str, Any]:
     """Make the run folder, or recognise it as the same run; returns what was decided when it began ("steps", the updates to make)."""
     file = output / "run.json"
-    if overwrite and world.first and output.exists():
+    if overwrite and world.first and output.exists() and not restarted():
         shutil.rmtree(output)
     if world.any(world.first and file.exists()):  # the first one's answer for all: it may have made the file before another looks
         run = read_json(file)
@@ -35,6 +36,11 @@ def open_run(output: Path, settings: dict[str, Any], overwrite: bool, world: Wor
         write_json(file, run)
     world.wait()
     return run
+
+
+def restarted() -> bool:
+    """Whether torchrun or SLURM has typed the same command again, which then finds its own run."""
+    return any(int(os.environ.get(name) or 0) for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
 
 
 def describe(objective: Objective, source: Source, config: BaseModel) -> dict[str, Any]:

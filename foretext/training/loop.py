@@ -15,6 +15,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from foretext.errors import UserError
+from foretext.model.layers import has_bf16
 from foretext.objectives.base import Batch, Objective
 from foretext.progress import console, progress
 from foretext.text.batches import Source, split_evenly
@@ -30,7 +31,7 @@ from foretext.training.sharding import sharded
 from foretext.training.step import Sums, backward, measure
 from foretext.training.telemetry import Log, Speed
 
-PATIENCE = 20  # steps in a row without a finite gradient before giving up (objectives.md 17)
+PATIENCE = 20  # steps in a row without a finite gradient before giving up
 PROBED = 6  # steps timed to turn minutes into a number of steps
 
 
@@ -107,7 +108,8 @@ def train(objective: Objective, source: Source, output: str | Path, config: Trai
     world = world or World.join()
     output = Path(output)
     tune_allocator()
-    objective.to(world.device).train()
+    shared_out = config.parallel == "fsdp" and world.size > 1  # then no device ever holds all weights
+    objective.to("cpu" if shared_out else world.device).train()
     objective.encoder.compute_dtype = compute_dtype(config, world.device)
     if config.checkpoint_activations:
         recompute_activations(objective)
@@ -124,6 +126,9 @@ def train(objective: Objective, source: Source, output: str | Path, config: Trai
     def decide() -> dict[str, int]:
         chosen = {}
         if measured:
+            if sharded(model):
+                raise UserError("training.micro_tokens: auto may run out of memory while it tries, and then processes that share weights "
+                                "would wait for each other for ever: set a number with training.parallel fsdp")
             rounds.begin()
             chosen["micro_tokens"] = choose_micro_tokens(model, rounds.batches, world)
         return {"steps": budget(config, model, rounds, world)} | chosen
@@ -134,7 +139,7 @@ def train(objective: Objective, source: Source, output: str | Path, config: Trai
         rounds.split_at(run["micro_tokens"])
         config = config.model_copy(update={"micro_tokens": run["micro_tokens"]})
     torch.manual_seed(config.seed + world.rank)  # dropout alone draws from it; after the budget's probe, which may not have run
-    if saved := checkpoint.steps(output):
+    if saved := world.gather(checkpoint.steps(output))[0]:  # not each rank's own: a network's file system may show them late
         state = checkpoint.load(output, saved[-1], objective, optimizer, world)
         if config.patience and state["waited"] >= config.patience:
             total = state["updates"]
@@ -211,7 +216,7 @@ def train(objective: Objective, source: Source, output: str | Path, config: Trai
     if log:
         log.close()
     if sharded(model):
-        given.load_state_dict(checkpoint.tensors(objective), strict=False)  # a tensor with two names is there once
+        given.load_state_dict(checkpoint.tensors(objective, checkpoint.to_host), strict=False)  # a tensor with two names is there once
     return Result(state["step"], time.monotonic() - start, state["tokens"], latest | state["valid"], state["best_step"])
 
 
@@ -256,7 +261,7 @@ def validate(objective: Objective, valid: Source, config: TrainingConfig, world:
     rows = np.arange(count) * len(valid.lengths) // count  # evenly over all
     steps = [rows[i : i + config.batch_size] for i in range(0, count, config.batch_size)]
     sums: Sums = {}
-    for step in steps[world.rank :: world.size]:
+    for step in steps if sharded(objective) else steps[world.rank :: world.size]:  # ranks that hold parts of weights have to do the same
         keys = example_keys(config.seed, 0, torch.from_numpy(step))
         parts = split_evenly(valid.lengths[step], config.micro_tokens, 1)
         micro = [objective.collate(valid.read(step[p], keys[torch.from_numpy(p)])) for p in parts]
@@ -332,13 +337,6 @@ class StopSignal:
 def compute_dtype(config: TrainingConfig, device: torch.device) -> torch.dtype:
     """What activations and matmuls use."""
     return torch.bfloat16 if (config.precision or ("bf16" if has_bf16(device) else "fp32")) == "bf16" else torch.float32
-
-
-def has_bf16(device: torch.device) -> bool:
-    """Whether bf16 matmuls run in hardware here."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    return torch.ops.mkldnn._is_mkldnn_bf16_supported() and torch.cpu._is_avx512_bf16_supported()
 
 
 def tune_allocator() -> None:

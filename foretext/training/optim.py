@@ -1,4 +1,4 @@
-"""Optimisers, parameter groups and schedules (objectives.md 17): plain functions of the number of updates done."""
+"""Optimisers, parameter groups and schedules: plain functions of the number of updates done."""
 
 import math
 from typing import Literal

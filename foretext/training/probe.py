@@ -40,6 +40,7 @@ def choose_micro_tokens(model: nn.Module, batches: Batches, world: World) -> int
         except torch.cuda.OutOfMemoryError:
             seconds = float("inf")
             model.zero_grad()
+            torch.cuda.empty_cache()
         used = (used_memory(world.device) - before) / free
         # The slowest and the fullest rank speak for all, so that all decide alike.
         rate, used = agreed(sum(batch.tokens for batch in micro) / seconds, used, world)

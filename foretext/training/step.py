@@ -135,5 +135,5 @@ def random_state(device: torch.device) -> list[Tensor]:
 def set_random_state(state: list[Tensor], device: torch.device) -> None:
     """Undo `random_state`."""
     torch.set_rng_state(state[0])
-    if device.type == "cuda":
+    if device.type == "cuda" and len(state) > 1:  # a run that began on a CPU has none for a GPU
         torch.cuda.set_rng_state(state[1], device)

@@ -5,8 +5,9 @@ from pathlib import Path
 import torch
 
 from foretext.errors import UserError
+from foretext.model.layers import has_bf16
 from foretext.retrieval.embed import TextEncoder
-from foretext.training.loop import has_bf16, tune_allocator
+from foretext.training.loop import tune_allocator
 
 DTYPES = {"auto": None, "bf16": torch.bfloat16, "fp32": torch.float32}
 

@@ -1,9 +1,8 @@
 """No step asks the device for a number: on a GPU the host would wait until everything before it is done, and its queue would run empty.
 
 A step runs on the `meta` device, whose tensors have shapes and no values. What needs a value fails there, and `Unasked` refuses what
-`meta` allows and a GPU would wait for: results whose size follows from values, and copies from the host's memory.
-
-What no such test sees: branches for `tensor.is_cuda`, and those for a CPU, which are not taken here.
+`meta` allows and a GPU would wait for: results whose size follows from values, and copies from the host's memory. To branches that ask
+`tensor.is_cuda` its tensors say yes, so that attention goes the ways of a GPU: sequences end to end for the flash kernel.
 """
 
 from dataclasses import replace
@@ -15,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from foretext.model import attention
 from foretext.objectives.base import with_tensors
 from foretext.text.batches import Batches
 from foretext.training.distributed import World
@@ -31,9 +31,14 @@ SIZED_BY_VALUES = {"_local_scalar_dense", "nonzero", "masked_select", "_unique",
 class Unasked(TorchDispatchMode):
     """Inside this context an operation on a device raises if a GPU's host would wait for it."""
 
+    def __init__(self):
+        super().__init__()
+        self.called = set()  # names of operations
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs, name = kwargs or {}, func._schema.name.removeprefix("aten::")
         tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, torch.Tensor)]
+        self.called.add(name)
         result = func(*args, **kwargs)
         made = [value for value in tree_leaves(result) if isinstance(value, torch.Tensor)]
         if any(tensor.is_meta for tensor in tensors + made):
@@ -48,9 +53,12 @@ class Unasked(TorchDispatchMode):
 
 
 class Uncopied(TorchFunctionMode):
-    """The same for `torch.tensor(numbers, device=...)` and `tensor[[0, 1]]`, whose copies lie below the other mode."""
+    """The same for `torch.tensor(numbers, device=...)` and `tensor[[0, 1]]`, whose copies lie below the other mode; and tensors without
+    values say that they are on a GPU."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func == torch.Tensor.is_cuda.__get__:
+            return args[0].is_meta
         copies = func in (torch.tensor, torch.as_tensor) and torch.device((kwargs or {}).get("device") or "cpu").type != "cpu"
         if func in (torch.Tensor.__getitem__, torch.Tensor.__setitem__) and args[0].is_meta:
             copies = any(isinstance(index, list) for index in (args[1] if isinstance(args[1], tuple) else args[1:2]))
@@ -58,15 +66,23 @@ class Uncopied(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def step_without_waiting(objective, batches) -> None:
-    """A whole step and its clipping, on tensors without values."""
+@pytest.fixture(autouse=True)
+def recent(monkeypatch):
+    """A GPU that multiplies bf16."""
+    monkeypatch.setattr(attention, "has_bf16", lambda device: True)
+
+
+def step_without_waiting(objective, batches) -> set[str]:
+    """A whole step and its clipping, on tensors without values; the operations that were called."""
     objective.to("meta")
+    objective.encoder.compute_dtype = torch.bfloat16
     batches = [batch.to("meta") for batch in batches]
-    with Unasked(), Uncopied():
+    with Unasked() as mode, Uncopied():
         backward(objective, batches, META)
         clip_gradients(objective, OptimConfig())
         objective.updated()
     assert all(parameter.grad is not None and parameter.grad.is_meta for parameter in objective.parameters())
+    return mode.called
 
 
 @pytest.mark.parametrize(("name", "layout"), TABLE, ids=[f"{n}-{la.split('-')[0]}" for n, la in TABLE])
@@ -76,6 +92,15 @@ def test_a_step_reads_nothing_from_the_device(name, layout, micro_tokens):
     batches = one_step(objective, batch_size=8, micro_tokens=micro_tokens)
     assert (len(batches) == 1) == (micro_tokens > 400)
     step_without_waiting(objective, batches)
+
+
+@pytest.mark.parametrize("name", ["mlm", "electra", "condenser", "contrastive", "rerank", "classify"])
+def test_attention_without_a_bias_pads_nothing(name):
+    """In the flash kernel, forward and backward."""
+    objective = make_objective(name)
+    called = step_without_waiting(objective, one_step(objective, batch_size=8))
+    assert {"torch_attn::_varlen_attn", "torch_attn::_varlen_attn_backward"} <= called
+    assert not [operation for operation in called if "dot_product" in operation or operation == "_softmax"]
 
 
 def scored(pairs):

@@ -26,13 +26,17 @@ def place(tmp_path_factory):
     return folder
 
 
-def run(folder, name: str, processes: int, *sets: str) -> None:
+def started(folder, name: str, processes: int, *sets: str) -> subprocess.CompletedProcess:
     """`foretext pretrain mlm`, also as torchrun starts it."""
     sets = ("training.batch_size=16", "training.precision=fp32", f"training.checkpoint_every={HALF}", "encoder.start=bert-tiny", *sets)
     start = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m", "foretext.cli"]
     command = [sys.executable, *(start if processes > 1 else ["-m", "foretext.cli"]), "pretrain", "mlm", "-d", folder / "store",
                "-o", folder / name, "--steps", str(STEPS), *(part for text in sets for part in ("--set", text))]
-    done = subprocess.run(list(map(str, command)), env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300)
+    return subprocess.run(list(map(str, command)), env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300)
+
+
+def run(folder, name: str, processes: int, *sets: str) -> None:
+    done = started(folder, name, processes, *sets)
     assert done.returncode == 0, done.stderr
 
 
@@ -65,3 +69,19 @@ def test_a_run_goes_on_with_another_number_of_processes(place, before, after):
     shutil.rmtree(place / name / "export")
     run(place, name, after, "training.parallel=fsdp")
     assert_same(place, name)
+
+
+def test_processes_that_share_weights_validate_together(place):
+    """Three steps of held-out texts for two processes, each of which has to be there whenever weights come together."""
+    sets = ("valid_share=0.25", "training.batch_size=8", "training.valid_every=3")
+    found = []
+    for name, processes in (("valid-alone", 1), ("valid-shared", 2)):
+        run(place, name, processes, *sets, "training.parallel=fsdp")
+        records = map(json.loads, (place / name / "metrics.jsonl").read_text().splitlines())
+        found.append([record["valid_loss"] for record in records if "valid_loss" in record])
+    assert len(found[0]) == 2 and found[1] == pytest.approx(found[0], rel=1e-4)
+
+
+def test_processes_that_share_weights_are_given_a_number_of_tokens(place):
+    done = started(place, "auto", 2, "training.parallel=fsdp", "training.micro_tokens=auto")
+    assert done.returncode and "set a number with training.parallel fsdp" in done.stderr

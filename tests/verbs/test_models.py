@@ -11,12 +11,12 @@ from foretext.cli import main
 from foretext.errors import UserError
 from foretext.interop.export import export
 from foretext.model.encoder import Encoder
+from foretext.model.layers import has_bf16
 from foretext.model.presets import preset
 from foretext.retrieval.collection import write_collection
 from foretext.retrieval.embed import TextEncoder
 from foretext.retrieval.vectors import open_vectors
 from foretext.text.corpus import Document
-from foretext.training.loop import has_bf16
 from foretext.verbs.models import encoding_dtype, open_encoder
 from foretext.verbs.search import Searcher, encode
 from tests.conftest import made_up_texts
