@@ -15,6 +15,7 @@ from foretext.objectives import OBJECTIVES
 from foretext.text.randomness import example_keys
 from foretext.text.store import Store
 from foretext.training.distributed import World
+from foretext.training.refresh import arranged
 from foretext.training.step import backward
 from foretext.verbs.pretrain import longest_row, make_objective, settings, sources
 
@@ -32,6 +33,7 @@ def main() -> None:
     store = Store.open(chosen.store)
     objective = make_objective(config, store.tokenizer, longest_row(store))
     source, _ = sources(config, store, objective)
+    source = arranged(objective, source, seed=1)  # marge's examples are clusters of texts, which it looks for itself
     rows = np.arange(min(chosen.examples, len(source.lengths)))
     batch = objective.collate(source.read(rows, example_keys(1, 0, torch.from_numpy(rows))))
     optimizer = torch.optim.AdamW(objective.parameters(), lr=chosen.lr)  # not the recipe's: asked is whether it can be learnt

@@ -4,7 +4,7 @@ Names are loaded when they are first used, so that `import foretext` costs nothi
 
     import foretext as ft
     ft.prepare(["notes/*.txt"], "stores/notes")
-    ft.pretrain(ft.PretrainConfig(store="stores/notes", output="runs/notes", objective={"name": "mlm"}))
+    ft.pretrain(ft.PretrainConfig(store="stores/notes", output="runs/notes", objective={"name": "contrastive"}))
     model = ft.TextEncoder.load("runs/notes/export")
 """
 

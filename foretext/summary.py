@@ -1,8 +1,8 @@
 """Reading files line by line, with an account of everything that was not plain: nothing changes silently.
 
 Every kind of defect has a reason name (`REASONS`). A reader meets a defect in one of two ways: `ReadSummary.error`
-stops with one sentence (or skips the record and counts it, if the user asked for that), `ReadSummary.note` goes on and
-counts it (or stops, if the user asked for that).
+stops with one sentence, or skips the record and counts it where `skip` names the reason; `ReadSummary.note` goes on and
+counts it, or stops where `strict` names the reason.
 """
 
 from collections import Counter

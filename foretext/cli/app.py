@@ -10,14 +10,14 @@ from foretext.errors import UserError
 ROAD = {  # the verbs as --help lists them: stretches of the road, and in each the order in which they are typed
     "Start": ("quickstart", "init"),
     "Text": ("prepare", "merge", "show"),
-    "Train": ("plan", "pretrain", "finetune", "mine", "compare", "verify-resume"),
+    "Train": ("plan", "pretrain", "finetune", "mine"),
     "Search": ("encode", "index", "search", "rerank", "serve", "evaluate"),
-    "Use": ("classify", "respond", "generate", "export", "import"),
+    "Use": ("classify", "respond", "generate", "export"),
 }
 
 
 class Road(TyperGroup):
-    """Verbs in the order of `ROAD`; one that is not there yet comes last, under More."""
+    """Verbs in the order of `ROAD`; one that is not in it comes last, under More."""
 
     def __init__(self, **settings):
         super().__init__(**settings)
@@ -36,7 +36,7 @@ app.add_typer(finetune_app, name="finetune")
 Output = Annotated[str, typer.Option("--output", "-o", help="where the result goes")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace what is there")]
 Sets = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="any setting, for example training.optim.lr=1e-3")]
-Dtype = Annotated[str, typer.Option(help="of the model's computation: bf16, fp32, or auto: bf16 where the hardware multiplies it")]
+Dtype = Annotated[str, typer.Option(help="number format the model computes in: bf16, fp32, or auto: bf16 where the hardware multiplies it")]
 Shard = Annotated[Optional[str], typer.Option(metavar="I/N", help="do the I-th of N parts (from 1), on as many machines")]
 
 

@@ -17,7 +17,7 @@ def prepare(
     vocab_size: Annotated[int, typer.Option(help="of a trained tokenizer, in tokens")] = 30_528,
     lowercase: Annotated[bool, typer.Option(help="whether a trained tokenizer ignores case and accents")] = True,
     max_tokens: Annotated[int, typer.Option(help="longest row in tokens, special tokens not counted")] = 510,
-    text_field: Annotated[Optional[str], typer.Option(help="column or key of the text; default: guessed and said")] = None,
+    text_field: Annotated[Optional[str], typer.Option(help="column or key of the text; default: guessed, and printed")] = None,
     title_field: Annotated[Optional[str], typer.Option(help="column or key of the title")] = None,
     id_field: Annotated[Optional[str], typer.Option(help="column or key of the id")] = None,
     layout: Annotated[str, typer.Option(help="of .txt files: lines, blocks (between blank lines), file, or auto")] = "auto",
@@ -47,7 +47,8 @@ def prepare(
     elif pairs:
         show(["", f"next: foretext pretrain seq2seq -d {output} -o runs/{Path(output).name} --set objective.noise=none"])
     else:
-        show(["", f"next: foretext pretrain mlm -d {output} -o runs/{Path(output).name}"])
+        show(["", f"next: foretext pretrain contrastive -d {output} -o runs/{Path(output).name}",
+              "      (or another objective; `foretext plan` with the same words says how long it takes)"])
 
 
 @app.command()

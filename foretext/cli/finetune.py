@@ -1,5 +1,6 @@
 """Verbs that train on labels, and what goes with them: mining, reranking, classifying."""
 
+from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
@@ -119,7 +120,10 @@ def rerank(
     from foretext.verbs.reranker import score_candidates
 
     show(score_candidates(model, data, output, run, first, k, split, with_positives, overwrite))
-    show(["", f"next: foretext finetune retriever -d {data} --set scores={output}/scores.tsv --set objective.distill=kl ..."])
+    lists = " --negatives FILE" if Path(data).is_dir() else ""  # a file of groups has its own
+    judged = "" if split == "train" else f" --set split={split}"
+    show(["", f"next: foretext finetune retriever -d {data}{lists}{judged} --scores {output}/scores.tsv --distill kl",
+          "      --encoder MODEL -o RUN"])
 
 
 @app.command()
@@ -135,7 +139,7 @@ def mine(
     sample: Annotated[bool, typer.Option("--sample", help="draw them from the range instead of taking the best")] = False,
     margin: Annotated[Optional[float], typer.Option(help="leave out what scores over this share of the answer's, such as .95")] = None,
     absolute: Annotated[bool, typer.Option("--absolute", help="the margin is taken off the answer's score instead")] = False,
-    seed: Annotated[int, typer.Option(help="of the draw", min=0)] = 1,
+    seed: Annotated[int, typer.Option(help="seed of --sample", min=0)] = 1,
     rounds: Annotated[Optional[int], typer.Option(help="mine and train in turns, so many times; the output is a folder", min=1)] = None,
     first: Annotated[str, typer.Option(help="of rounds: where the first negatives come from, bm25 or model")] = "bm25",
     eval_split: Annotated[str, typer.Option(help="of rounds: judgements to evaluate on")] = "test",
@@ -153,7 +157,8 @@ def mine(
     if rounds is None:
         models = [model, also] if also else [model]
         show(verb.mine_to(models, data, output, config, split, overwrite, dtype))
-        show(["", f"next: foretext finetune retriever -d {data} --set negatives={output} --encoder MODEL -o RUN"])
+        judged = "" if split == "train" else f" --set split={split}"
+        show(["", f"next: foretext finetune retriever -d {data}{judged} --negatives {output} --encoder MODEL -o RUN"])
     else:
         done = verb.rounds(model, data, output, rounds, config, gather(sets=sets), first, split, eval_split, overwrite, dtype)
         show([*done.report, "", f"next: foretext encode {output}/round-{rounds}/run TEXT... -o index"])

@@ -44,7 +44,7 @@ def index(
 def search(
     folder: Annotated[str, typer.Argument(help="folder that `encode` wrote, or a run with an index/")],
     query: Annotated[Optional[list[str]], typer.Argument(help="what to look for; '-' reads one query a line from standard input")] = None,
-    k: Annotated[int, typer.Option("-k", min=1, help="hits shown")] = 10,
+    k: Annotated[Optional[int], typer.Option("-k", min=1, help="documents for each query; default: 10, in a run 1000")] = None,
     hybrid: Annotated[bool, typer.Option("--hybrid", help="fuse with BM25 by reciprocal rank")] = False,
     exact: Annotated[bool, typer.Option("--exact", help="look at every vector even if there is an approximate index")] = False,
     queries: Annotated[Optional[str], typer.Option(help="a queries.jsonl: search for all of them, and write a run to --output")] = None,
@@ -59,15 +59,15 @@ def search(
     if queries or join:
         if query or not output:
             raise UserError("--queries and --join write a run: give --output RUN, and no question beside them")
-        show((verb.join(folder, join, output, k, overwrite) if join else
-              verb.search_file(folder, queries, output, k, hybrid, exact, _from_zero(shard), overwrite)) or [])
+        show((verb.join(folder, join, output, k or 1000, overwrite) if join else
+              verb.search_file(folder, queries, output, k or 1000, hybrid, exact, _from_zero(shard), overwrite)) or [])
         return
     if not query:
         raise UserError("nothing to look for: give a question, '-' for standard input, or --queries FILE -o RUN")
     if shard or output:
         raise UserError("--shard and --output belong to --queries FILE")
     asked = [line.strip() for line in sys.stdin if line.strip()] if query == ["-"] else [" ".join(query)]
-    for text, hits in zip(asked, verb.search(folder, asked, k, hybrid, exact)):
+    for text, hits in zip(asked, verb.search(folder, asked, k or 10, hybrid, exact)):
         show([text] if len(asked) > 1 else [])
         for rank, hit in enumerate(hits, 1):
             show([f"{rank:>3}  {hit.score:.3f}  {hit.title or hit.id}", f"            {verb.excerpt(hit.text)}"])
@@ -143,7 +143,7 @@ def respond(
     earlier: Annotated[list[str], typer.Option(help="the turn before the message; again for the one before that")] = [],
     k: Annotated[int, typer.Option("-k", help="responses shown", min=1)] = 5,
     vectors: Annotated[Optional[str], typer.Option(help="folder that keeps the responses' vectors; default: FILE.vectors")] = None,
-    text_field: Annotated[Optional[str], typer.Option(help="column or key of the response; default: guessed and said")] = None,
+    text_field: Annotated[Optional[str], typer.Option(help="column or key of the response; default: guessed, and printed")] = None,
 ) -> None:
     """Find the best responses to a message."""
     from foretext.progress import console

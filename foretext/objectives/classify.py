@@ -58,7 +58,7 @@ class Classify(Objective):
         @model_validator(mode="after")
         def _names(self):
             if len(set(self.labels)) < len(self.labels):
-                raise ValueError(f"a name is there twice: {', '.join(self.labels[:20])}")
+                raise ValueError(f"a label is named twice: {', '.join(self.labels[:20])}")
             if self.task == "classes" and len(self.labels) < 2:
                 raise ValueError(f"there is one class only, {self.labels[0]!r}: nothing can be learned from it")
             if self.task == "score" and len(self.labels) > 1:

@@ -1,8 +1,8 @@
 """Causal language modelling.
 
 What it optimises: predict every token from the ones before it, left to right, the first one and the end of the text included.
-References: GPT (Radford et al. 2018, "Improving language understanding by generative pre-training", section 3.1); the settings
-    objectives.md gives are GPT-3's for small models (arXiv 2005.14165, table 2.1 and appendix B).
+References: GPT (Radford et al. 2018, "Improving language understanding by generative pre-training", section 3.1); the usual
+    settings are GPT-3's for small models (arXiv 2005.14165, table 2.1 and appendix B).
 Inputs: documents of a store, one text a sequence; the tokenizer's CLS begins it and SEP ends it.
 Owns: a token head, tied to the encoder's word table.
 Exports: the encoder, which reads in both directions, with mean pooling; `save_networks` writes `causal/` for encoders of BERT's and

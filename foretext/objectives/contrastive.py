@@ -64,7 +64,8 @@ class Contrastive(Objective):
     couples = True
 
     class Config(ObjectiveConfig):
-        pooling: Pooling = Field("mean", description="how tokens become one vector")
+        pooling: Pooling | None = Field(None, description="how tokens become one vector; default: as in the model it "
+                                                          "starts from, else mean")
         projection: int | None = Field(None, gt=0, description="a linear layer to vectors of this width (exported as a Dense module)")
         normalize: bool = Field(True, description="compare by cosine instead of dot product")
         temperature: float | None = Field(None, gt=0, description="divides the scores; default .02 when normalised, 1 when not")
@@ -83,8 +84,9 @@ class Contrastive(Objective):
         teacher_temperature: float = Field(1.0, gt=0, description="divides the teacher's scores, for kl")
         temperature_squared: bool = Field(False, description="kl times teacher_temperature^2 (Hinton et al., section 2)")
         contrastive_weight: float = Field(1.0, ge=0, description="of this loss beside distillation (RetroMAE 1e-4, FlagEmbedding 1)")
-        query_prompt: str = Field("", description="put before every query, for example 'query: '")
-        document_prompt: str = Field("", description="put before every passage")
+        query_prompt: str | None = Field(None, description="put before every query, for example 'query: '; default: as in the model it "
+                                                           "starts from, else none")
+        document_prompt: str | None = Field(None, description="put before every passage; default: likewise")
         query_max_len: int | None = Field(None, description="longest query in tokens; default: max_len")
         max_len: int | None = Field(None, description="longest passage in tokens; default: the encoder's")
 
@@ -102,8 +104,13 @@ class Contrastive(Objective):
                 raise ValueError("teacher_temperature and temperature_squared have an effect with distill kl only")
             return self
 
+        def filled(self, pooling: Pooling = "mean", query_prompt: str = "", document_prompt: str = "") -> "Contrastive.Config":
+            """The same, with these where nothing was set."""
+            given = {"pooling": pooling, "query_prompt": query_prompt, "document_prompt": document_prompt}
+            return self.model_copy(update={name: value for name, value in given.items() if getattr(self, name) is None})
+
     def __init__(self, encoder, tokenizer, config=None):
-        super().__init__(encoder, tokenizer, config)
+        super().__init__(encoder, tokenizer, (config or self.Config()).filled())
         self.pooling, self.normalize = self.config.pooling, self.config.normalize
         self.temperature = self.config.temperature or (0.02 if self.normalize else 1.0)
         self.document_encoder = copy.deepcopy(encoder) if self.config.untied else None

@@ -57,7 +57,7 @@ class Seq2Seq(Objective):
     name = "seq2seq"
     terms = ("seq2seq",)
     pairs = "title"
-    recipes = {  # architecture and noise: BART sections 2 and 5.1; rate: the Transformer's schedule with objectives.md's numbers
+    recipes = {  # architecture and noise: BART sections 2 and 5.1; rate: the Transformer's schedule
         "bart-base": {"objective": {"decoder_layers": 6, "shuffle_sentences": True},
                       "training": {"steps": 500_000, "batch_size": 256,
                                    "optim": {"lr": 3e-4, "warmup": 10_000, "schedule": "inverse_sqrt"}}},
@@ -141,7 +141,7 @@ class Seq2Seq(Objective):
         """The framed source, and the target without special tokens."""
         if not isinstance(examples, Documents):
             queries = examples.queries
-            kept = queries.lengths.clamp(max=self.max_len - 2)  # of a conversation the end matters most (objectives.md 10f)
+            kept = queries.lengths.clamp(max=self.max_len - 2)  # of a conversation the end matters most
             return self.framed(queries.part(queries.lengths - kept, kept)), examples.passages
         room = examples.lengths.clamp(max=self.max_len - 2)
         clean = examples.part(torch.zeros_like(room), room)

@@ -24,7 +24,7 @@ from foretext.model.encoder import Encoder, Tokens
 from foretext.model.folder import locate, read_tensors
 from foretext.model.heads import Pooling, sequence_vectors
 from foretext.model.huggingface import load_encoder
-from foretext.model.layers import Linear
+from foretext.model.layers import Linear, has_bf16
 from foretext.model.towers import is_towers
 from foretext.progress import progress
 from foretext.retrieval.lanes import TOKENS, even_budget, lanes_for, side_by_side
@@ -41,6 +41,11 @@ class Cut(NamedTuple):
 
     texts: int
     tokens: int
+
+
+def prompt_of(prompts: dict[str, str], kind: Kind) -> str:
+    """Which of a model's prompts goes before a text of this kind."""
+    return next((prompts[name] for name in PROMPT_NAMES[kind] if name in prompts), prompts.get("default", ""))
 
 
 class TextEncoder:
@@ -112,7 +117,7 @@ class TextEncoder:
         document_encoder = load_encoder(settings.document_transformer).eval() if settings.document_transformer else None
         projection = _read_projection(settings.projection) if settings.projection else None
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
+        dtype = dtype or (torch.bfloat16 if device.type == "cuda" and has_bf16(device) else torch.float32)
         model = cls(
             encoder.to(device),
             Tokenizer.load(settings.transformer),
@@ -166,7 +171,7 @@ class TextEncoder:
         """What is put before a text of this kind."""
         if kind not in PROMPT_NAMES:
             raise UserError(f"kind {kind!r} is neither 'query' nor 'document'")
-        return next((self.prompts[name] for name in PROMPT_NAMES[kind] if name in self.prompts), self.prompts.get("default", ""))
+        return prompt_of(self.prompts, kind)
 
     def encode(
         self, texts: Sequence[str], kind: Kind = "document", token_budget: int | None = None, show_progress: bool = False
@@ -409,7 +414,7 @@ def encode_corpus(
     overwrite: bool = False,
     show_progress: bool = True,
 ) -> Path:
-    """Embed a corpus into `vectors-{shard}.npy`, `ids-{shard}.txt` and `manifest.json` (formats.md section 6).
+    """Embed a corpus into `vectors-{shard}.npy`, `ids-{shard}.txt` and `manifest.json`.
 
     Interrupted at any moment, the same call goes on where it was; finished, it does nothing. Memory holds one chunk.
 

@@ -110,7 +110,7 @@ def _short(text: Text) -> str:
 
 
 class Builder:
-    """Collects groups and repairs what is noted, refuses what is an error (formats.md section 11).
+    """Collects groups and repairs what is noted, refuses what is an error.
 
     Args:
         passages: texts by id, or an empty dictionary for formats whose records hold the texts.

@@ -21,7 +21,7 @@ from foretext.errors import UserError
 from foretext.text.randomness import example_keys, integers, permutation, uniform
 from foretext.text.store import Store
 
-SHORTEST_PIECE = 8  # tokens; a shorter remainder of a split row is left out (objectives.md 0.2)
+SHORTEST_PIECE = 8  # tokens; a shorter remainder of a split row is left out
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ MAX_WORDS = 1 << 13  # words of one sequence that a sampler can order; also the 
 NO_WORD = (1 << 31) - 1  # a ticket behind all others
 IN_CACHE = 1 << 20  # words drawn at once on a CPU: more would leave its cache, fewer would cost calls
 WINDOW = 16  # words looked at together after the prefix that fits
-MAX_BUDGET = 512  # tokens that the sampler of whole words takes at most (objectives.md 0.5; BERT's max_predictions_per_seq)
+MAX_BUDGET = 512  # tokens that the sampler of whole words takes at most (as BERT's max_predictions_per_seq)
 LONGEST_SPAN, SPAN_P = 10, 0.2  # words, geometric (SpanBERT, arXiv 1907.10529, section 3.1)
 
 
@@ -85,7 +85,7 @@ def sample_words(lengths: Tensor, keys: Tensor, stream: str, budget: Tensor, dra
                  sizes: int | None = None) -> Tensor:
     """Choose whole words until a budget of tokens is used up, `draws` times independently for every sequence.
 
-    The sampler W of objectives.md 0.5: walk the words in random order, skip a word that would exceed the budget, else take it.
+    BERT's sampler of whole words: walk the words in random order, skip a word that would exceed the budget, else take it.
 
     Args:
         lengths: (B, W) tokens of each word, 0 = no word. keys: (B,). budget: (B,) tokens, at least 1.
@@ -207,7 +207,7 @@ def _rank_words(tickets: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tenso
 
 def select(documents: Documents, vocabulary: Vocabulary, how: str, share: float, stream: str = "select",
            force_one: bool = True, base: Literal["all", "eligible"] = "all") -> tuple[Tensor, Tensor]:
-    """Choose the tokens to predict (objectives.md 1b).
+    """Choose the tokens to predict.
 
     Args:
         how: "token" (each with probability `share`), "token_budget" (exactly that share), "word" (whole words, so at most that share),
@@ -272,7 +272,7 @@ def token_budget(lengths: Tensor, share: float) -> Tensor:
 
 
 def word_budget(lengths: Tensor, share: float) -> Tensor:
-    """The budget of the sampler of whole words, at most 512 (objectives.md 0.5)."""
+    """The budget of the sampler of whole words, at most 512."""
     return token_budget(lengths, share).clamp(max=MAX_BUDGET)
 
 
@@ -355,7 +355,7 @@ def corrupt(documents: Documents, vocabulary: Vocabulary, places: Tensor, unit: 
     Args:
         places: (K,) flat indices. unit: (T,) from `select`; tokens of one unit share the draw.
     Returns:
-        (T,) ids (BERT, arXiv 1810.04805, section 3.1; objectives.md 0.6)
+        (T,) ids (BERT, arXiv 1810.04805, section 3.1)
     """
     keys = documents.keys[documents.sequence[places]]
     draw = uniform(keys, "replace", unit[places])

@@ -1,6 +1,6 @@
 """Which texts are evidence for which: the pairs kept of a shard, and the clusters of evidence and targets that become examples.
 
-References: MARGE (arXiv 2006.15020), section 2.3 (shards, threshold) and appendix (batching); objectives.md section 9(b).
+References: MARGE (arXiv 2006.15020), section 2.3 (shards, threshold) and appendix (batching).
 
     T targets   E evidence texts   N links   D features
 """

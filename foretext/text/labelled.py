@@ -146,8 +146,8 @@ def _columns(path: Path, names: list[str], asked: dict[str, str | None], needs_l
         found[role] = name or next(iter(free), None)
     missing = [role for role in ("text", "label") if found[role] is None and (role == "text" or needs_labels)]
     if missing:
-        raise UserError(f"{path}: no column is called like a {missing[0]} (there are {', '.join(names)[:200]}); name it with "
-                        f"{missing[0]}_column, as a number from 1 where the file has no header")
+        raise UserError(f"{path}: no column has a name that is usual for a {missing[0]} (there are {', '.join(names)[:200]}); name "
+                        f"it with --{missing[0]}, as a number from 1 where the file has no header")
     return found
 
 

@@ -1,4 +1,4 @@
-"""Token files of marge-pytorch: headerless memory maps of equally long documents, their masks, and neighbours (formats.md section 10)."""
+"""Token files of marge-pytorch: headerless memory maps of equally long documents, their masks, and neighbours."""
 
 from pathlib import Path
 

@@ -17,7 +17,7 @@ from foretext.text.tokenizer import Tokenizer
 def encode_pairs(documents: Sequence[Document], tokenizer: Tokenizer, max_tokens: int) -> tuple[dict[str, np.ndarray], dict[str, int]]:
     """Pairs (title, text) -> the arrays of one part (`store.merge_parts`), a row each, and counts of what was left out.
 
-    An over-long source keeps its last `max_tokens` tokens, an over-long target its first (objectives.md 10f); both are counted. Pairs
+    An over-long source keeps its last `max_tokens` tokens, an over-long target its first; both are counted. Pairs
     with an empty side are left out and counted as too short.
     """
     counts = {"duplicates": 0, "too_short": 0, "cut_sides": 0}

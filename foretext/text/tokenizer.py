@@ -83,7 +83,7 @@ class Tokenizer:
 
     @cached_property
     def words(self) -> WordTable:
-        """Word table of this vocabulary, from the kind of the tokenizer (objectives.md 0.5).
+        """Word table of this vocabulary, from the kind of the tokenizer.
 
         Raises:
             UserError: the kind is unknown.

@@ -1,4 +1,4 @@
-"""Which ids of a vocabulary hold together as words (objectives.md 0.5).
+"""Which ids of a vocabulary hold together as words.
 
 Legend: V vocabulary size, T tokens.
 """

@@ -118,7 +118,7 @@ def rounds(model: str, data: str, output: str, count: int, config: MineConfig, t
     What is finished is recognised: the same call goes on where it was.
 
     Args:
-        model: what every round starts from (objectives.md 13(e): the pre-trained model, not the round before's).
+        model: what every round starts from (the pre-trained model, not the round before's).
         training: settings of `finetune retriever`, but for data, output, negatives and encoder.start.
         first: where the first negatives come from: bm25, or `model` for the start itself.
     Raises:

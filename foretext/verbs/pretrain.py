@@ -21,8 +21,9 @@ from foretext.model.presets import CONVERT, is_preset, preset
 from foretext.model.towers import is_towers, load_towers, new_encoder
 from foretext.objectives import OBJECTIVES
 from foretext.objectives.base import Objective
+from foretext.objectives.contrastive import Contrastive
 from foretext.progress import console
-from foretext.retrieval.embed import TextEncoder
+from foretext.retrieval.embed import TextEncoder, prompt_of, read_settings
 from foretext.retrieval.towers import TowerEncoder
 from foretext.text.batches import Source
 from foretext.text.pairs import PairChoice
@@ -129,6 +130,8 @@ def make_objective(config: PretrainConfig, tokenizer: Tokenizer, longest: int) -
     encoder, head, heads, notes = start_encoder(config.encoder, tokenizer, longest)
     if heads is not None and heads.objective == name:
         options = check(kind.Config, {key: heads.options[key] for key in kind.shapes if key in heads.options} | settings, "objective")
+    if isinstance(options, Contrastive.Config):
+        options = as_before(options, config.encoder.start)
     objective = kind(encoder, tokenizer, options)
     towers = getattr(objective, "towers", None)
     if tokenizer.hash_buckets and (towers is None or towers.stock):  # said now, not by the export after days of training
@@ -164,6 +167,20 @@ def start_encoder(choice: EncoderChoice, tokenizer: Tokenizer, longest: int):
     if Tokenizer.load(folder).fingerprint != tokenizer.fingerprint:
         raise UserError(f"{choice.start} has another tokenizer than the store: prepare the corpus again with --tokenizer {choice.start}")
     return found.encoder, found.head, read_heads(locate(folder)), list(found.notes)
+
+
+def as_before(options: Contrastive.Config, start: str) -> Contrastive.Config:
+    """The options, with pooling and prompts of the retriever that the encoder starts from where they say nothing; it is printed."""
+    if is_preset(start):
+        return options
+    folder = locate(model_folder(start))
+    if is_towers(folder) or not (folder / "modules.json").is_file():
+        return options
+    before = read_settings(folder)
+    found = options.filled(before.pooling, prompt_of(before.prompts, "query"), prompt_of(before.prompts, "document"))
+    if found != options.filled():
+        console.print(f"as in {start}: pooling {found.pooling}, prompts {found.query_prompt!r} and {found.document_prompt!r}", markup=False)
+    return found
 
 
 def start_towers(choice: EncoderChoice, folder: Path, tokenizer: Tokenizer):

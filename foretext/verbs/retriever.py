@@ -25,21 +25,21 @@ from foretext.training.distributed import World
 from foretext.training.loop import TrainingConfig, train
 from foretext.training.optim import OptimConfig
 from foretext.verbs.models import encoding_dtype, model_folder
-from foretext.verbs.pretrain import EncoderChoice, Trained, as_text_encoder, finish, load_best, start_encoder, tokenizer_of
+from foretext.verbs.pretrain import EncoderChoice, Trained, as_before, as_text_encoder, finish, load_best, start_encoder, tokenizer_of
 from foretext.verbs.shared import shared
 
 JUDGED_DEPTH = 10  # of the measures that validation computes
 
 
 class FinetuneOptim(OptimConfig):
-    """How weights move in fine-tuning (objectives.md 17); a class, so that setting one of these leaves the others."""
+    """How weights move in fine-tuning; a class, so that setting one of these leaves the others."""
 
     lr: float = Field(2e-5, gt=0, description="peak learning rate (RetroMAE's reranker: 1e-5 with 65 passages a query)")
     eps: float = Field(1e-8, gt=0, description="AdamW")
 
 
 class FinetuneTraining(TrainingConfig):
-    """The loop's settings with the defaults of fine-tuning (objectives.md 17)."""
+    """The loop's settings with the defaults of fine-tuning."""
 
     default_budget: ClassVar[dict[str, float]] = {"epochs": 4}
 
@@ -117,7 +117,7 @@ def finetune(config: FinetuneConfig, overwrite: bool = False) -> Trained | None:
         console.print("\n".join(groups.report()), markup=False)
     torch.manual_seed(config.training.seed)
     encoder, *_ = start_encoder(config.encoder, tokenizer, longest=512)
-    objective = Contrastive(encoder, tokenizer, config.objective)
+    objective = Contrastive(encoder, tokenizer, as_before(config.objective, config.encoder.start))
     if config.lora.rank:
         for part in filter(None, (objective.encoder, objective.document_encoder)):
             add_lora(part, config.lora.rank, config.lora.alpha, config.lora.dropout)

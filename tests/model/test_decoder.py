@@ -107,7 +107,7 @@ def test_hidden_sources_are_not_seen_and_one_visible_source_is_one_each():
 
 
 def test_the_bias_of_a_segment_is_added_to_the_scores_and_has_a_gradient():
-    """Two tokens whose q.k is 0, biases .9 and -.1: the first weighs .731059 (objectives.md 17c)."""
+    """Two tokens whose q.k is 0, biases .9 and -.1: the first weighs .731059."""
     encoder, decoder = networks("bert-tiny", layers=1)
     cross = decoder.blocks[0].cross
     with torch.no_grad():

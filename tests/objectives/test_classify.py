@@ -113,7 +113,7 @@ def test_frozen_means_the_head_alone():
 
 
 def test_layer_rates_are_electras():
-    """objectives.md 16(d): with 12 layers and r .8 the last layer gets .8 (published: .64), embeddings .8^13 (.8^14), the head 1."""
+    """With 12 layers and r .8 the last layer gets .8 (published: .64), embeddings .8^13 (.8^14), the head 1."""
     encoder = Encoder(preset("bert-tiny", small_tokenizer().size, layers=12))
     objective = Classify(encoder, small_tokenizer())
     for form, last, lowest in (("intended", 0.8, 0.8**13), ("published", 0.64, 0.8**14)):
@@ -171,7 +171,7 @@ def sentence(run, *expected: str) -> None:
 
 def test_confusing_files(tmp_path):
     (tmp_path / "a.csv").write_text("alpha,beta\nx,y\n")
-    sentence(lambda: read_labelled(tmp_path / "a.csv"), "no column is called like a text", "alpha, beta")
+    sentence(lambda: read_labelled(tmp_path / "a.csv"), "no column has a name that is usual for a text", "alpha, beta")
     sentence(lambda: read_labelled(tmp_path / "a.csv", "gamma"), "there is no column 'gamma'")
     (tmp_path / "b.csv").write_text("text,label\nx,y,z\n")
     sentence(lambda: read_labelled(tmp_path / "b.csv"), "b.csv:2", "expected 2 columns")

@@ -1,4 +1,4 @@
-"""Causal language modelling: the invariants of objectives.md 2(d)."""
+"""Causal language modelling: its invariants."""
 
 import dataclasses
 import math

@@ -64,7 +64,7 @@ def plain():
 
 
 def test_worked_numbers(plain):
-    """objectives.md 17c."""
+    """A worked example, by hand."""
     loss = coupled(plain, torch.tensor([[2.0, 0.0], [0.0, 2.0]])).terms["contrastive"]
     assert float(loss) / 2 == pytest.approx(0.126928, abs=1e-6)
     assert float(kl_sum(torch.tensor([[np.log(3.0), 0.0]]), torch.tensor([[0.0, 0.0]]))) == pytest.approx(0.143841, abs=1e-6)

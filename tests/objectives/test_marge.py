@@ -1,4 +1,4 @@
-"""MARGE: the invariants of objectives.md section 9(d), the worked number of 17c, and a training that really searches."""
+"""MARGE: its invariants, a worked number, and a training that really searches."""
 
 import json
 

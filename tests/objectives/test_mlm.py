@@ -1,4 +1,4 @@
-"""Masked language modelling: the invariants of objectives.md 1(d)."""
+"""Masked language modelling: its invariants."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""MPNet against the definition (objectives.md 3) written out with loops, and its invariants."""
+"""MPNet against the definition written out with loops, and its invariants."""
 
 import dataclasses
 import math
@@ -31,7 +31,7 @@ def mpnet(layout: str = "mpnet", **config) -> MPNet:
 
 
 def sees(kind: int, step: int, key_kind: int, key_step: int) -> bool:
-    """The three rules of objectives.md 3(c); kind None is a query."""
+    """The three rules of who sees whom; kind None is a query."""
     if key_kind == CONTEXT:
         return True
     if kind in (CONTEXT, MASK):

@@ -1,4 +1,4 @@
-"""RetroMAE: the invariants of objectives.md 5(d), and its decoder against the equations written out."""
+"""RetroMAE: its invariants, and its decoder against the equations written out."""
 
 import dataclasses
 import math

@@ -84,7 +84,7 @@ def test_infill_and_delete_take_their_shares():
 
 
 def test_long_texts_and_targets_keep_their_ends():
-    """Sources of pairs keep their last tokens and the begin token, targets their first and the end token (objectives.md 10f)."""
+    """Sources of pairs keep their last tokens and the begin token, targets their first and the end token."""
     model = objective(noise="none", max_len=10)
     pairs = pairs_of(model.tokenizer, [30], [25])
     batch = model.collate(pairs)

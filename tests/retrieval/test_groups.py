@@ -73,7 +73,7 @@ def test_tevatron_legacy(tmp_path):
         "negative_passages": [{"docid": "2", "text": "ki"}, {"docid": "3", "title": "", "text": "lo"}]})
     groups = read_groups(path)
     assert groups.format == "tevatron-legacy"
-    assert shape(groups) == [("ba", ["De de"], ["ki", " lo"])]  # a title key joins, also when it is empty (formats.md section 9)
+    assert shape(groups) == [("ba", ["De de"], ["ki", " lo"])]  # a title key joins, also when it is empty
     assert [e.id for e in groups.groups[0].negatives] == ["2", "3"]
 
 

@@ -1,4 +1,4 @@
-"""Corruption: the definitions and statistics of objectives.md 0.4 to 0.6 and 1(b), against samplers written as loops."""
+"""Corruption: definitions and statistics, against samplers written as loops."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Links and clusters: the worked example of objectives.md section 9(d), and properties over random shards."""
+"""Links and clusters: a worked example, and properties over random shards."""
 
 import numpy as np
 import pytest

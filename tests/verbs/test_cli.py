@@ -90,6 +90,8 @@ def test_finetune_evaluate_search_export(place, run):
     for option in ([], ["--hybrid"]):
         hits = foretext("search", place / "index", words, "-k", 3, *option).stdout
         assert "doc 7" in hits.splitlines()[0]
+    foretext("search", place / "index", "--queries", place / "beir" / "queries.jsonl", "-o", place / "found.trec")
+    assert len((place / "found.trec").read_text().splitlines()) == 150 * 150  # a run holds up to 1,000 documents for each query
     assert foretext("search", place / "index", "-", "-k", 1, input=f"{words}\n\nanother\n").stdout.count("\n") == 6
     done = foretext("export", tuned, "-o", place / "elsewhere")
     from sentence_transformers import SentenceTransformer

@@ -12,11 +12,14 @@ from safetensors.torch import load_file
 
 from foretext.config import check
 from foretext.errors import UserError
+from foretext.interop.export import export
 from foretext.model.encoder import Encoder
 from foretext.model.presets import preset
+from foretext.objectives.contrastive import Contrastive
 from foretext.retrieval.embed import TextEncoder
 from foretext.retrieval.groups import read_groups, write_groups
 from foretext.training import checkpoint
+from foretext.verbs.pretrain import as_before
 from foretext.verbs.retriever import FinetuneConfig, finetune
 from tests.conftest import made_up_texts
 from tests.objectives.table import small_tokenizer
@@ -94,6 +97,20 @@ def test_towers_and_projections_load_elsewhere(place, tmp_path, objective):
 
     export_again(tmp_path / "run", copied)
     np.testing.assert_array_equal(TextEncoder.load(copied).encode(texts), trained.encode(texts))
+
+
+def test_pooling_and_prompts_stay_those_of_the_start(place, tmp_path, capsys):
+    """But for what is set; a start that is no retriever's folder says nothing."""
+    encoder, tokenizer = Encoder(preset("bert-tiny", small_tokenizer().size, max_len=64)), small_tokenizer()
+    export(TextEncoder(encoder, tokenizer, "cls", prompts={"query": "ask: ", "passage": "say: "}), tmp_path / "start")
+    found = []
+    for name, objective in (("kept", {}), ("set", {"pooling": "mean", "query_prompt": ""})):
+        run(place, tmp_path / name, encoder={"start": str(tmp_path / "start")}, tokenizer=None, objective=objective)
+        model = TextEncoder.load(tmp_path / name / "export")
+        found.append((model.pooling, model.prompt("query"), model.prompt("document")))
+        assert "prompts 'ask: ' and 'say: '" in capsys.readouterr().err or objective
+    assert found == [("cls", "ask: ", "say: "), ("mean", "", "say: ")]
+    assert as_before(Contrastive.Config(), "bert-tiny").pooling is None
 
 
 def test_adapters_are_merged_at_export(place, tmp_path):
