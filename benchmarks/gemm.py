@@ -3,7 +3,7 @@
 import torch
 from turns import Answer, clock, serve
 
-from foretext.model.layers import has_bf16
+from foretext.model.precision import has_bf16
 
 SIDE, TRIES = 1024, 8
 

@@ -18,7 +18,7 @@ from made_up import write
 from turns import clock
 
 from foretext.model.encoder import Encoder
-from foretext.model.layers import has_bf16
+from foretext.model.precision import has_bf16
 from foretext.model.presets import preset
 from foretext.objectives.mlm import MLM
 from foretext.text.batches import Batches

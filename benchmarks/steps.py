@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from turns import Answer, clock, peak_memory, serve
 
 from foretext.model.encoder import Encoder
-from foretext.model.layers import has_bf16
+from foretext.model.precision import has_bf16
 from foretext.model.presets import preset
 from foretext.model.towers import new_encoder
 from foretext.objectives import OBJECTIVES

@@ -4,15 +4,11 @@
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.attention.varlen import varlen_attn
 
-from foretext.model.layers import has_bf16
 from foretext.model.layout import Bucket, Layout
 
 Bias = Sequence[Tensor]
@@ -20,7 +16,6 @@ Bias = Sequence[Tensor]
 
 WRITTEN_OUT_BELOW = 512  # tokens: up to here softmax(q k^T) v by hand beats the fused kernel in bf16 on CPUs (docs/LOG.md),
 AMX = torch.cpu._is_amx_tile_supported()  # but for its forward pass alone on those with matrix tiles, where that is twice as fast
-SOUND = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]  # gradients of cuDNN's with a mask may be nan
 STEP = 16  # keys: there its softmax takes up to twice as long over a row of bf16 that does not end with a whole step (docs/LOG.md)
 
 
@@ -84,7 +79,10 @@ def attend(
     kv_layout = kv_layout or layout
     # With queries and keys of different lengths the flash kernel would count columns from the end; put the window into the bias.
     assert window is None or kv_layout.lengths == layout.lengths, "a window needs queries and keys in the same places"
-    if bias is None and not dropout and q.is_cuda and _flash(q, v):
+    flash = q.is_cuda and q.dtype in (torch.bfloat16, torch.float16) and q.shape[-1] == v.shape[-1] <= 192 and q.shape[-1] % 8 == 0
+    if flash and bias is None and not dropout and torch.cuda.get_device_capability(q.device) >= (8, 0):
+        from torch.nn.attention.varlen import varlen_attn  # no padding at all; here, as it takes a second to import
+
         sides = (-1, -1) if window is None else (window, window)
         mixed = varlen_attn(q, k, v, layout.cu_seqlens, kv_layout.cu_seqlens, layout.max_len, kv_layout.max_len, window_size=sides)
         return mixed.flatten(1)
@@ -116,12 +114,6 @@ def _padding_mask(bucket: Bucket, dtype: torch.dtype) -> Tensor | None:
     return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, torch.finfo(dtype).min)
 
 
-def _flash(q: Tensor, v: Tensor) -> bool:
-    """Whether a GPU has flash attention over `cu_seqlens` for these, which needs no padding at all."""
-    usual = q.shape[-1] == v.shape[-1] <= 192 and q.shape[-1] % 8 == 0
-    return usual and q.dtype in (torch.bfloat16, torch.float16) and has_bf16(q.device)
-
-
 def _rectangle(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
     """Attention over one rectangle: (b, H, Lq, d), (b, H, Lk, d) twice -> (b, H, Lq, d)."""
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and written_out(k, mask, dropout):
@@ -134,8 +126,7 @@ def _rectangle(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: fl
         return weights @ v
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and mask is None and k.shape[2] % STEP and not k.requires_grad:
         k, v, mask = _whole_steps(k, v)
-    with sdpa_kernel(SOUND) if q.is_cuda else nullcontext():
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
 
 
 def _whole_steps(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:

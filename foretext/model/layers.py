@@ -15,13 +15,6 @@ if torch.backends.mkldnn.is_available():
 TOKENS = 4096  # for products of so many oneDNN chooses the order of a weight; any number may follow
 
 
-def has_bf16(device: torch.device) -> bool:
-    """Whether bf16 matmuls run in hardware here."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    return torch.ops.mkldnn._is_mkldnn_bf16_supported() and torch.cpu._is_avx512_bf16_supported()
-
-
 class Linear(nn.Linear):
     """A linear map whose fp32 master weights follow the activations' dtype; initialised N(0, .02), bias 0."""
 

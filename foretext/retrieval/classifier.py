@@ -17,7 +17,7 @@ from foretext.model.encoder import Encoder, Tokens
 from foretext.model.folder import locate, read_heads
 from foretext.model.heads import SequenceHead
 from foretext.model.huggingface import load as load_huggingface
-from foretext.model.layers import has_bf16
+from foretext.model.precision import has_bf16
 from foretext.progress import progress
 from foretext.retrieval.embed import in_lanes, inference
 from foretext.retrieval.lanes import side_by_side

@@ -24,7 +24,8 @@ from foretext.model.encoder import Encoder, Tokens
 from foretext.model.folder import locate, read_tensors
 from foretext.model.heads import Pooling, sequence_vectors
 from foretext.model.huggingface import load_encoder
-from foretext.model.layers import Linear, has_bf16
+from foretext.model.layers import Linear
+from foretext.model.precision import has_bf16
 from foretext.model.towers import is_towers
 from foretext.progress import progress
 from foretext.retrieval.lanes import TOKENS, even_budget, lanes_for, side_by_side

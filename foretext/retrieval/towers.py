@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from foretext.files import read_json
 from foretext.model.encoder import Encoder, Tokens
-from foretext.model.layers import has_bf16
+from foretext.model.precision import has_bf16
 from foretext.model.towers import Towers, load_towers
 from foretext.retrieval.embed import Kind, TextEncoder, inference
 from foretext.text.tokenizer import Tokenizer

@@ -15,7 +15,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from foretext.errors import UserError
-from foretext.model.layers import has_bf16
+from foretext.model.precision import has_bf16
 from foretext.objectives.base import Batch, Objective
 from foretext.progress import console, progress
 from foretext.text.batches import Source, split_evenly
@@ -108,6 +108,7 @@ def train(objective: Objective, source: Source, output: str | Path, config: Trai
     world = world or World.join()
     output = Path(output)
     tune_allocator()
+    torch.backends.cuda.enable_cudnn_sdp(False)  # its gradients with a mask may be nan (torch 2.11 to 2.13, H100 and H200)
     shared_out = config.parallel == "fsdp" and world.size > 1  # then no device ever holds all weights
     objective.to("cpu" if shared_out else world.device).train()
     objective.encoder.compute_dtype = compute_dtype(config, world.device)

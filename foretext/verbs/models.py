@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from foretext.errors import UserError
-from foretext.model.layers import has_bf16
+from foretext.model.precision import has_bf16
 from foretext.retrieval.embed import TextEncoder
 from foretext.training.loop import tune_allocator
 

@@ -14,7 +14,6 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from foretext.model import attention
 from foretext.objectives.base import with_tensors
 from foretext.text.batches import Batches
 from foretext.training.distributed import World
@@ -69,7 +68,7 @@ class Uncopied(TorchFunctionMode):
 @pytest.fixture(autouse=True)
 def recent(monkeypatch):
     """A GPU that multiplies bf16."""
-    monkeypatch.setattr(attention, "has_bf16", lambda device: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
 
 
 def step_without_waiting(objective, batches) -> set[str]:

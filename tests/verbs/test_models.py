@@ -11,7 +11,7 @@ from foretext.cli import main
 from foretext.errors import UserError
 from foretext.interop.export import export
 from foretext.model.encoder import Encoder
-from foretext.model.layers import has_bf16
+from foretext.model.precision import has_bf16
 from foretext.model.presets import preset
 from foretext.retrieval.collection import write_collection
 from foretext.retrieval.embed import TextEncoder
