@@ -111,9 +111,10 @@ def test_gradient_does_not_depend_on_the_split(name, layout):
     assert difference.norm() / reference.norm() <= 1e-6
 
 
-def test_gradient_agrees_on_two_ranks(tmp_path):
-    """Two gloo processes under torchrun, every objective, each with the whole model or a part: the gradient equals one process's."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_gradient_agrees_on_several_ranks(tmp_path, ranks):
+    """Gloo processes under torchrun, every objective, each with the whole model or a part: loss and gradient equal one process's."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     subprocess.run([*launch, "-m", "tests.objectives.ranks", tmp_path], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300)
     for name in EVERY:
         objective = make_objective(name)
