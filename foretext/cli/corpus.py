@@ -48,7 +48,7 @@ def prepare(
         show(["", f"next: foretext pretrain seq2seq -d {output} -o runs/{Path(output).name} --set objective.noise=none"])
     else:
         show(["", f"next: foretext pretrain contrastive -d {output} -o runs/{Path(output).name}",
-              "      (or another objective; `foretext plan` with the same words says how long it takes)"])
+              f"      (how long it takes: foretext plan contrastive -d {output})"])
 
 
 @app.command()

@@ -53,7 +53,7 @@ class TextClassifier:
 
         Args:
             device: default: the GPU if there is one.
-            dtype: of the computation; default: fp32 on the CPU, bf16 on a GPU.
+            dtype: of the computation; default: fp32 on the CPU, bf16 on a GPU that multiplies it.
         Raises:
             UserError: the folder has no head for sequences.
         """

@@ -103,8 +103,8 @@ class TextEncoder:
 
         Args:
             device: default: the GPU if there is one.
-            dtype: of the computation; default: fp32 on the CPU, so that scores are those of other libraries, and bf16 on a GPU. The verbs
-                take bf16 wherever the hardware multiplies it (`verbs.models`).
+            dtype: of the computation; default: fp32 on the CPU, so that scores are those of other libraries, and bf16 on a GPU that
+                multiplies it. The verbs take bf16 wherever the hardware multiplies it (`verbs.models`).
         Raises:
             UserError: not a model folder, or it asks for a module that is not here.
         """

@@ -15,7 +15,6 @@ import safetensors.numpy
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from torch.utils._pytree import tree_map
 
 from foretext.errors import UserError
 from foretext.files import read_json, whole_folder, write_json
@@ -57,7 +56,7 @@ class Writer:
         kept = to_host if self.world.first else lambda value: None
         weights, moments = tensors(objective, kept), whole_state(optimizer, kept)  # where they are sharded, all ranks have to ask
         if self.world.first:
-            rest = tree_map(to_host, {"optimizer": moments, "random": random})
+            rest = {"optimizer": moments, "random": list(map(to_host, random))}
             self.writing = self.thread.submit(write, self.folder, weights, rest, state, rows, self.keep)
 
     def wait(self) -> None:
@@ -71,9 +70,9 @@ class Writer:
         self.wait()
 
 
-def to_host(value: Any) -> Any:
-    """A copy in main memory, of tensors."""
-    return value.detach().to("cpu", copy=True) if torch.is_tensor(value) else value
+def to_host(value: torch.Tensor) -> torch.Tensor:
+    """A copy in main memory."""
+    return value.detach().to("cpu", copy=True)
 
 
 def write(folder: Path, weights: dict[str, torch.Tensor], rest: dict[str, Any], state: dict[str, Any],

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from foretext.training.sharding import forget_meshes, shard, sharded
 
-PATIENCE = timedelta(hours=12)  # that others wait for what one process does alone; torchrun itself notices one that died
+PATIENCE = timedelta(hours=2)  # that others wait for what one process does alone, and at most for a node that vanished
 
 
 @dataclass(frozen=True)

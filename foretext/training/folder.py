@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from foretext.errors import UserError
 from foretext.files import read_json, refuse_existing, write_json
 from foretext.objectives.base import Objective
+from foretext.progress import console
 from foretext.text.batches import Source
 from foretext.training.distributed import World
 
@@ -21,8 +22,11 @@ def open_run(output: Path, settings: dict[str, Any], overwrite: bool, world: Wor
              decide: Callable[[], dict[str, int]]) -> dict[str, Any]:
     """Make the run folder, or recognise it as the same run; returns what was decided when it began ("steps", the updates to make)."""
     file = output / "run.json"
-    if overwrite and world.first and output.exists() and not restarted():
-        shutil.rmtree(output)
+    if overwrite and world.first and output.exists():
+        if file.exists() and begun_here(read_json(file)):
+            console.print(f"{output}: begun by this launch ({launch()}), so it goes on and --overwrite waits for another")
+        else:
+            shutil.rmtree(output)
     if world.any(world.first and file.exists()):  # the first one's answer for all: it may have made the file before another looks
         run = read_json(file)
         if run["settings"] != settings:
@@ -31,16 +35,24 @@ def open_run(output: Path, settings: dict[str, Any], overwrite: bool, world: Wor
         return run
     if world.first:
         refuse_existing(output)
-    run = decide() | {"settings": settings}
+    run = decide() | {"settings": settings, "launch": launch()}
     if world.first:
         write_json(file, run)
     world.wait()
     return run
 
 
-def restarted() -> bool:
-    """Whether torchrun or SLURM has typed the same command again, which then finds its own run."""
-    return any(int(os.environ.get(name) or 0) for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
+def launch() -> str | None:
+    """What tells this start, with all its restarts, from others: torchrun's or SLURM's name for it."""
+    if torchrun := os.environ.get("TORCHELASTIC_RUN_ID"):
+        return f"torchrun {torchrun if torchrun != 'none' else os.getppid()}"  # none is named: the agent, whose children all starts are
+    return f"SLURM {job}" if (job := os.environ.get("SLURM_JOB_ID")) else None
+
+
+def begun_here(run: dict[str, Any]) -> bool:
+    """Whether torchrun or SLURM types a command again that began this run before a fault: it goes on, also with `--overwrite`."""
+    again = "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0
+    return again and run.get("launch") == launch()
 
 
 def describe(objective: Objective, source: Source, config: BaseModel) -> dict[str, Any]:

@@ -109,7 +109,7 @@ def train(objective: Objective, source: Source, output: str | Path, config: Trai
     output = Path(output)
     tune_allocator()
     torch.backends.cuda.enable_cudnn_sdp(False)  # its gradients with a mask may be nan (torch 2.11 to 2.13, H100 and H200)
-    shared_out = config.parallel == "fsdp" and world.size > 1  # then no device ever holds all weights
+    shared_out = config.parallel == "fsdp" and world.size > 1  # then a device need not hold all weights first
     objective.to("cpu" if shared_out else world.device).train()
     objective.encoder.compute_dtype = compute_dtype(config, world.device)
     if config.checkpoint_activations:
@@ -118,6 +118,9 @@ def train(objective: Objective, source: Source, output: str | Path, config: Trai
     if sharded(model):
         if judge:
             raise UserError("training.parallel: fsdp cannot search while it trains (training.patience, valid_split): take ddp")
+        if config.micro_tokens == "auto":
+            raise UserError("training.micro_tokens: auto may run out of memory while it tries, and then processes that share weights would "
+                            "wait for each other for ever: set a number with training.parallel fsdp")
         objective = model
     optimizer = make_optimizer(objective, config.optim)
     measured = config.micro_tokens == "auto"
@@ -127,9 +130,6 @@ def train(objective: Objective, source: Source, output: str | Path, config: Trai
     def decide() -> dict[str, int]:
         chosen = {}
         if measured:
-            if sharded(model):
-                raise UserError("training.micro_tokens: auto may run out of memory while it tries, and then processes that share weights "
-                                "would wait for each other for ever: set a number with training.parallel fsdp")
             rounds.begin()
             chosen["micro_tokens"] = choose_micro_tokens(model, rounds.batches, world)
         return {"steps": budget(config, model, rounds, world)} | chosen
@@ -256,7 +256,7 @@ def counted_steps(config: TrainingConfig, source: Source) -> int | None:
 
 
 def validate(objective: Objective, valid: Source, config: TrainingConfig, world: World) -> dict[str, float]:
-    """Losses and metrics over the held-out examples, epoch 0's masks, all ranks sharing the work."""
+    """Losses and metrics over the held-out examples, epoch 0's masks, all ranks sharing the work (with fsdp: doing the same)."""
     objective.eval()
     count = min(len(valid.lengths), config.valid_examples)
     rows = np.arange(count) * len(valid.lengths) // count  # evenly over all

@@ -171,12 +171,16 @@ def start_encoder(choice: EncoderChoice, tokenizer: Tokenizer, longest: int):
 
 def as_before(options: Contrastive.Config, start: str) -> Contrastive.Config:
     """The options, with pooling and prompts of the retriever that the encoder starts from where they say nothing; it is printed."""
-    if is_preset(start):
+    if is_preset(start) or options.filled() == options:
         return options
     folder = locate(model_folder(start))
     if is_towers(folder) or not (folder / "modules.json").is_file():
         return options
-    before = read_settings(folder)
+    try:
+        before = read_settings(folder)
+    except UserError as error:  # its weights can be trained all the same
+        console.print(f"{error}; what is not set here is pooling mean and no prompts", markup=False)
+        return options
     found = options.filled(before.pooling, prompt_of(before.prompts, "query"), prompt_of(before.prompts, "document"))
     if found != options.filled():
         console.print(f"as in {start}: pooling {found.pooling}, prompts {found.query_prompt!r} and {found.document_prompt!r}", markup=False)

@@ -159,7 +159,7 @@ def score_candidates(model: str, data: str, output: str, run: str | None = None,
     Args:
         run: candidates; default: those that `first` (a model, or bm25) finds.
         with_positives: score the judged answers too, also where no candidate is one: distillation needs them.
-        dtype: of the computation; default: fp32 on the CPU, bf16 on a GPU.
+        dtype: of the computation; default: fp32 on the CPU, bf16 on a GPU that multiplies it.
     """
     scorer = CrossScorer.load(model, dtype=dtype)
     if Path(data).is_file():

@@ -227,7 +227,7 @@ def search_file(folder: str | Path, queries: str | Path, output: str | Path, k: 
     if world.first:
         write_run(output, run, escape_ids=True, overwrite=overwrite)
     world.wait()
-    return [*summary.report(), f"{output}: {k:,} documents for each of {len(run):,} queries"] if world.first else None
+    return [*summary.report(), f"{output}: up to {k:,} documents for each of {len(run):,} queries"] if world.first else None
 
 
 def join(folder: str | Path, parts: Sequence[str | Path], output: str | Path, k: int = 1000, overwrite: bool = False) -> list[str]:

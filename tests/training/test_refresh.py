@@ -18,6 +18,7 @@ from foretext.training.optim import OptimConfig
 from foretext.training.refresh import Rounds
 from tests.conftest import made_up_texts
 from tests.objectives.table import make_objective, related_texts
+from tests.processes import together
 
 ALONE = World(0, 1, torch.device("cpu"))
 
@@ -124,3 +125,24 @@ def test_two_thousand_steps_with_refreshes_do_not_grow(tmp_path):
     assert steps(tmp_path / "killed")[-1] == 1000
     resumed, _ = run(tmp_path / "killed", **how)
     assert same(whole, resumed)
+
+
+def test_two_processes_refresh_as_one(tmp_path):
+    """They share shards of texts and vectors, and all arrange the same examples."""
+    together(f"""
+import numpy as np
+from foretext.training.distributed import World
+from tests.training.test_refresh import arranged
+world = World.join("cpu")
+np.savez({str(tmp_path)!r} + f"/{{world.rank}}.npz", **arranged(world))""")
+    alone = arranged(ALONE)
+    for rank in range(2):
+        rows = np.load(tmp_path / f"{rank}.npz")
+        assert set(rows) == set(alone) and all(np.array_equal(rows[name], alone[name]) for name in alone)
+
+
+def arranged(world: World) -> dict[str, np.ndarray]:
+    """What MARGE chooses of made-up texts."""
+    rounds = Rounds(make_objective("marge"), related_texts(made_up_texts(48, seed=3)), None, 2, 10_000, 1, world)
+    rounds.begin()
+    return rounds.rows

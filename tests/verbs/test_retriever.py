@@ -111,6 +111,10 @@ def test_pooling_and_prompts_stay_those_of_the_start(place, tmp_path, capsys):
         assert "prompts 'ask: ' and 'say: '" in capsys.readouterr().err or objective
     assert found == [("cls", "ask: ", "say: "), ("mean", "", "say: ")]
     assert as_before(Contrastive.Config(), "bert-tiny").pooling is None
+    file = tmp_path / "start" / "1_Pooling" / "config.json"
+    file.write_text(file.read_text().replace("cls_token", "max_tokens_"))
+    assert as_before(Contrastive.Config(), str(tmp_path / "start")).pooling is None  # its weights can be trained all the same
+    assert "only 'cls', 'mean' and 'last' are read" in capsys.readouterr().err
 
 
 def test_adapters_are_merged_at_export(place, tmp_path):
