@@ -17,7 +17,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	touch $(READY)
 
-quickstart: $(READY)  ## the whole road on the documentation of the installed Python packages: ten minutes on two cores
+quickstart: $(READY)  ## the whole pipeline, on the documentation of the installed Python packages: ten minutes on two cores
 	$(BIN)/foretext quickstart
 
 test: $(READY)  ## the test-suite, without what takes minutes

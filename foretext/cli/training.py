@@ -9,7 +9,7 @@ from foretext.cli.app import Output, Overwrite, Sets, app, show
 
 @app.command()
 def quickstart(output: Output = "runs/quickstart", sets: Sets = []) -> None:
-    """The whole road on text that is already on this machine: about ten minutes on two cores."""
+    """The whole pipeline, on text that is already on this machine: about ten minutes on two cores."""
     from foretext.config import load
     from foretext.verbs.quickstart import QuickstartConfig
     from foretext.verbs.quickstart import quickstart as run

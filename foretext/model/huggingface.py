@@ -1,7 +1,7 @@
 """Hugging Face model folders, both ways: the names as data, every tensor accounted for.
 
 `load_encoder` reads BERT (also MiniLM and other renamed BERTs), RoBERTa, XLM-RoBERTa, ELECTRA, MPNet, ModernBERT and DistilBERT;
-`save_encoder` writes the first five and ModernBERT. One table per family is read from left to right on the way out and from
+`save_encoder` writes all of them but DistilBERT. One table per family is read from left to right on the way out and from
 right to left on the way in.
 
 What travels differently from our own layout:

@@ -72,7 +72,7 @@ class Contrastive(Objective):
         untied: bool = Field(False, description="passages have an encoder of their own, which starts as a copy")
         symmetric: bool = Field(False, description="also find the query from the passage; the two losses are averaged")
         negatives: Literal["in_batch", "group"] = Field(
-            "in_batch", description="in_batch: all passages of the step, over all micro-batches and processes (others' cross-device); "
+            "in_batch", description="in_batch: all passages of the step, over all micro-batches and processes (elsewhere: cross-device); "
                                     "group: those drawn for the query alone")
         mask_known: bool = Field(True, description="other passages known to answer the query are no negatives")
         margin: float | None = Field(None, description="a passage that the teacher scores above its score of the positive minus this is no "

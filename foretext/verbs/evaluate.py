@@ -83,7 +83,7 @@ def evaluate(model: str, data: Sequence[str | Path] | str | Path, options: Optio
 def _evaluate(name: str, encoder: TextEncoder | SharedEncoder | None, scorer: CrossScorer | None, collection: Collection,
               options: Options, world: World) -> list[Evaluation]:
     """First stage (BM25, encoder, both fused), then the reranked: what is asked for, in that order."""
-    rules = {"split": options.split, "same_id": options.same_id, "share": world.share}
+    rules = {"split": options.split, "same_id": options.same_id, "share": world.share, "device": str(world.device)}
     evaluations = []
     if options.hybrid or encoder is None:
         evaluations.append(score(BM25(collection.documents), collection, name="BM25", **rules))

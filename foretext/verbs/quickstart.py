@@ -1,4 +1,4 @@
-"""`foretext quickstart`: the whole road on text that every machine with Python already has.
+"""`foretext quickstart`: the whole pipeline, on text that every machine with Python already has.
 
 The documentation of the installed packages becomes a corpus; an encoder is pre-trained on it without labels, fine-tuned to find a
 docstring's body from its summary, and measured on held-out pairs whose summaries it has never read.
