@@ -17,7 +17,8 @@ def prepare(
     vocab_size: Annotated[int, typer.Option(help="of a trained tokenizer, in tokens")] = 30_528,
     lowercase: Annotated[bool, typer.Option(help="whether a trained tokenizer ignores case and accents")] = True,
     max_tokens: Annotated[int, typer.Option(help="longest row in tokens, special tokens not counted")] = 510,
-    text_field: Annotated[Optional[str], typer.Option(help="column or key of the text; default: guessed, and printed")] = None,
+    text_field: Annotated[Optional[str], typer.Option(help="column or key of the text; a number from 1 where there is no header; "
+                                                           "default: guessed, and printed")] = None,
     title_field: Annotated[Optional[str], typer.Option(help="column or key of the title")] = None,
     id_field: Annotated[Optional[str], typer.Option(help="column or key of the id")] = None,
     layout: Annotated[str, typer.Option(help="of .txt files: lines, blocks (between blank lines), file, or auto")] = "auto",

@@ -30,7 +30,7 @@ class ReadOptions:
     """How to read; every default is stated.
 
     Attributes:
-        text_field, title_field, id_field: column or key names; None guesses and says so. A number is a column of a file without header.
+        text_field, title_field, id_field: column or key names; None guesses and says so. Without a header: numbers from 1.
         layout: of plain text: "lines" (a document per line), "blocks" (blank lines between documents), "file" (a document per file),
             "auto": `.md` and `.rst` by file, others by blocks where at least a tenth of the first lines are blank, else by lines.
         skip: reasons whose records are skipped and counted instead of stopping.
@@ -50,7 +50,7 @@ class ReadOptions:
 
     def __post_init__(self):
         if self.pairs and (self.title_field is None or self.text_field is None):
-            raise UserError("pairs need both columns: name the source with --title-field and the target with --text-field (0 and 1 in a "
+            raise UserError("pairs need both columns: name the source with --title-field and the target with --text-field (1 and 2 in a "
                             "file without header)")
         self.policy  # noqa: B018 - an unknown reason stops here
         if self.layout not in LAYOUTS:

@@ -56,7 +56,7 @@ def tsv_fields(piece: bytes, source: Source, options: ReadOptions) -> tuple[dict
 
 
 def table_fields(rows: list[list[str]], source: Source, options: ReadOptions) -> tuple[dict[str, Any], list[str], bool]:
-    """Column numbers of a csv or tsv file; is its first row a header?"""
+    """Column numbers of a csv or tsv file, here from 0 (people's, without a header, are from 1); is its first row a header?"""
     width, names = len(rows[0]), [name.strip() for name in rows[0]]
     given = options.text_field
     by_number = given is not None and given.isdigit() and given not in names
@@ -72,14 +72,14 @@ def table_fields(rows: list[list[str]], source: Source, options: ReadOptions) ->
         raise UserError(f"{source.name}:1: no text column {given!r}; the columns are {', '.join(names)}")
     numbers = {}
     for role, name in (("text", given), ("title", options.title_field), ("id", options.id_field)):
-        if name is not None and (not name.isdigit() or int(name) >= width):
-            raise UserError(f"{source.name}:1: {role}_field={name!r} is not a column number below {width}, and the file has no header")
-        numbers[role] = None if name is None else int(name)
+        if name is not None and not (name.isdigit() and 1 <= int(name) <= width):
+            raise UserError(f"{source.name}:1: {role}_field={name!r} is not a column number from 1 to {width}, and the file has no header")
+        numbers[role] = None if name is None else int(name) - 1
     guesses = []
     if numbers["text"] is None:
         numbers["text"] = max(range(width), key=lambda i: lengths[i])
-        guesses.append(f"no header; text column: {numbers['text']} of {width}, the longest (guessed)")
+        guesses.append(f"no header; text column: {numbers['text'] + 1} of {width}, the longest (guessed)")
         if numbers["id"] is None and width > 1 and numbers["text"] != 0:
             numbers["id"] = 0
-            guesses.append("id column: 0 (guessed)")
+            guesses.append("id column: 1 (guessed)")
     return {"columns": width, **numbers}, guesses, False

@@ -153,7 +153,10 @@ def test_csv_quoted_line_ends_and_no_header(tmp_path):
     path = write(tmp_path / "b.csv", b"A first sentence here.,another,3.5\nB,c,1.0\n")
     documents, summary = read(path)
     assert documents[0].text == "A first sentence here." and "no header" in summary.guesses[0]
-    assert [d.text for d in read(path, text_field="1")[0]] == ["another", "c"]
+    assert [d.text for d in read(path, text_field="2")[0]] == ["another", "c"]
+    for number in ("0", "4"):
+        with pytest.raises(UserError, match=f"b.csv:1: text_field='{number}' is not a column number from 1 to 3, and"):
+            read(path, text_field=number)
 
 
 def test_skip_share_and_empty(tmp_path):

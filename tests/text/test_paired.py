@@ -34,7 +34,7 @@ def test_two_columns_become_pairs(form, tokenizer, tmp_path):
     else:
         rows = [("de", "en"), *PAIRS] if form == "csv" else PAIRS
         file.write_text("".join(("\t" if form == "tsv" else ",").join(row) + "\n" for row in rows))
-    names = {"title_field": "0", "text_field": "1"} if form == "tsv" else {"title_field": "de", "text_field": "en"}
+    names = {"title_field": "1", "text_field": "2"} if form == "tsv" else {"title_field": "de", "text_field": "en"}
     report = prepare(file, tmp_path / "store", tokenizer=tokenizer, pairs=True, workers=1, **names)
     store = Store.open(tmp_path / "store")
     assert store.pairs
@@ -69,7 +69,7 @@ def test_empty_sides_are_counted_and_the_border_counts(tokenizer):
 def test_a_line_without_its_tab_is_named(tokenizer, tmp_path):
     (tmp_path / "pairs.tsv").write_text("ba\tde\nki\nlo\tmu\n" * 3)
     with pytest.raises(UserError, match=r"pairs.tsv:2"):
-        prepare(tmp_path / "pairs.tsv", tmp_path / "store", tokenizer=tokenizer, pairs=True, title_field="0", text_field="1", workers=1)
+        prepare(tmp_path / "pairs.tsv", tmp_path / "store", tokenizer=tokenizer, pairs=True, title_field="1", text_field="2", workers=1)
 
 
 def test_pairs_need_both_columns(tokenizer, tmp_path):

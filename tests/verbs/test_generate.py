@@ -23,7 +23,7 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("generate")
     texts = [" ".join(text.split()[:6]) for text in made_up_texts(60, seed=5)]
     (folder / "pairs.tsv").write_text("".join(f"{text}\t{text}\n" for text in texts))
-    prepare(folder / "pairs.tsv", folder / "store", pairs=True, title_field="0", text_field="1", tokenizer_kind="bpe", vocab_size=512,
+    prepare(folder / "pairs.tsv", folder / "store", pairs=True, title_field="1", text_field="2", tokenizer_kind="bpe", vocab_size=512,
             max_tokens=20, workers=1)
     for name, start, options in (("seq2seq", "bart-tiny", {"noise": "none", "decoder_layers": 1}), ("clm", "bert-tiny", {}),
                                  ("mlm", "bert-tiny", {})):
