@@ -121,8 +121,7 @@ def rerank(
 
     show(score_candidates(model, data, output, run, first, k, split, with_positives, overwrite))
     lists = " --negatives FILE" if Path(data).is_dir() else ""  # a file of groups has its own
-    judged = "" if split == "train" else f" --set split={split}"
-    show(["", f"next: foretext finetune retriever -d {data}{lists}{judged} --scores {output}/scores.tsv --distill kl",
+    show(["", f"next: foretext finetune retriever -d {data}{_judged(split)}{lists} --scores {output}/scores.tsv --distill kl",
           "      --encoder MODEL -o RUN"])
 
 
@@ -157,8 +156,12 @@ def mine(
     if rounds is None:
         models = [model, also] if also else [model]
         show(verb.mine_to(models, data, output, config, split, overwrite, dtype))
-        judged = "" if split == "train" else f" --set split={split}"
-        show(["", f"next: foretext finetune retriever -d {data}{judged} --negatives {output} --encoder MODEL -o RUN"])
+        show(["", f"next: foretext finetune retriever -d {data}{_judged(split)} --negatives {output} --encoder MODEL -o RUN"])
     else:
         done = verb.rounds(model, data, output, rounds, config, gather(sets=sets), first, split, eval_split, overwrite, dtype)
         show([*done.report, "", f"next: foretext encode {output}/round-{rounds}/run TEXT... -o index"])
+
+
+def _judged(split: str) -> str:
+    """What `finetune retriever` has to be told of the split."""
+    return "" if split == "train" else f" --set split={split}"

@@ -59,8 +59,8 @@ def search(
     if queries or join:
         if query or not output:
             raise UserError("--queries and --join write a run: give --output RUN, and no question beside them")
-        show((verb.join(folder, join, output, k or 1000, overwrite) if join else
-              verb.search_file(folder, queries, output, k or 1000, hybrid, exact, _from_zero(shard), overwrite)) or [])
+        show((verb.join(folder, join, output, k or verb.RUN_DEPTH, overwrite) if join else
+              verb.search_file(folder, queries, output, k or verb.RUN_DEPTH, hybrid, exact, _from_zero(shard), overwrite)) or [])
         return
     if not query:
         raise UserError("nothing to look for: give a question, '-' for standard input, or --queries FILE -o RUN")

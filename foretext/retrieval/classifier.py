@@ -17,7 +17,7 @@ from foretext.model.encoder import Encoder, Tokens
 from foretext.model.folder import locate, read_heads
 from foretext.model.heads import SequenceHead
 from foretext.model.huggingface import load as load_huggingface
-from foretext.model.precision import has_bf16
+from foretext.model.precision import default_device, default_dtype
 from foretext.progress import progress
 from foretext.retrieval.embed import in_lanes, inference
 from foretext.retrieval.lanes import side_by_side
@@ -72,8 +72,8 @@ class TextClassifier:
         if head is None:
             raise UserError(f"{folder}: no head for sequences is here; name a folder that `foretext finetune` reranker or classifier "
                             "wrote, or one of a *ForSequenceClassification class of the families that are read")  # fmt: skip
-        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        dtype = dtype or (torch.bfloat16 if device.type == "cuda" and has_bf16(device) else torch.float32)
+        device = default_device(device)
+        dtype = dtype or default_dtype(device)
         tokenizer_config = folder / "tokenizer_config.json"
         longest = read_json(tokenizer_config).get("model_max_length") if tokenizer_config.is_file() else None
         names = [label for _, label in sorted(labels.items(), key=lambda item: int(item[0]))]

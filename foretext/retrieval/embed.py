@@ -25,7 +25,7 @@ from foretext.model.folder import locate, read_tensors
 from foretext.model.heads import Pooling, sequence_vectors
 from foretext.model.huggingface import load_encoder
 from foretext.model.layers import Linear
-from foretext.model.precision import has_bf16
+from foretext.model.precision import default_device, default_dtype
 from foretext.model.towers import is_towers
 from foretext.progress import progress
 from foretext.retrieval.lanes import TOKENS, even_budget, lanes_for, side_by_side
@@ -117,8 +117,8 @@ class TextEncoder:
         encoder = load_encoder(settings.transformer).eval()
         document_encoder = load_encoder(settings.document_transformer).eval() if settings.document_transformer else None
         projection = _read_projection(settings.projection) if settings.projection else None
-        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        dtype = dtype or (torch.bfloat16 if device.type == "cuda" and has_bf16(device) else torch.float32)
+        device = default_device(device)
+        dtype = dtype or default_dtype(device)
         model = cls(
             encoder.to(device),
             Tokenizer.load(settings.transformer),

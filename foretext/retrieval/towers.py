@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from foretext.files import read_json
 from foretext.model.encoder import Encoder, Tokens
-from foretext.model.precision import has_bf16
+from foretext.model.precision import default_device, default_dtype
 from foretext.model.towers import Towers, load_towers
 from foretext.retrieval.embed import Kind, TextEncoder, inference
 from foretext.text.tokenizer import Tokenizer
@@ -38,8 +38,8 @@ class TowerEncoder(TextEncoder):
         folder = Path(source)
         settings = read_json(folder / "config_sentence_transformers.json")
         length = read_json(folder / "sentence_bert_config.json")["max_seq_length"]
-        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        dtype = dtype or (torch.bfloat16 if device.type == "cuda" and has_bf16(device) else torch.float32)
+        device = default_device(device)
+        dtype = dtype or default_dtype(device)
         return cls.of(load_towers(folder).to(device).eval(), Tokenizer.load(folder), settings["prompts"], length, dtype)
 
     @staticmethod

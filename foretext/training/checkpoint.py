@@ -105,7 +105,7 @@ def load(folder: Path, step: int, objective: nn.Module, optimizer: torch.optim.O
     saved = torch.load(path / "optimizer.pt", weights_only=True, map_location="cpu")  # each rank moves what it needs to its device
     load_moments(optimizer, saved["optimizer"])
     if len(saved["random"][0]) == world.size:
-        set_random_state([part[world.rank].cpu() for part in saved["random"]], world.device)
+        set_random_state([part[world.rank] for part in saved["random"]], world.device)
     elif any(getattr(module, "dropout", 0) for module in objective.modules()):
         raise UserError(f"{path}: written by {len(saved['random'][0])} processes and read by {world.size}, "
                         "and dropout draws its numbers per process: start as many, or set dropout to 0")
@@ -128,7 +128,7 @@ def load_objective(path: Path, objective: nn.Module) -> None:
         raise UserError(f"{path}: holds the weights of another model (missing {missing[:3]}, unknown {unknown[:3]})")
 
 
-def tensors(module: nn.Module, kept: Callable[[torch.Tensor], Any] = lambda value: value) -> dict[str, Any]:
+def tensors(module: nn.Module, kept: Callable[[torch.Tensor], Any]) -> dict[str, Any]:
     """The state of a module, a tensor with several names (ELECTRA's shared embeddings) once, under the first.
 
     Args:

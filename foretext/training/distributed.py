@@ -50,11 +50,13 @@ class World:
         return self.rank == 0
 
     def wrap(self, module: nn.Module, parallel: Literal["ddp", "fsdp"] = "ddp") -> nn.Module:
-        """`module` with its gradients averaged over all ranks; each holds all of it (ddp), or a part in a copy (fsdp)."""
+        """`module` on this rank's device, with its gradients averaged over all ranks; each holds all of it (ddp), or a part in a copy
+        (fsdp), of which nothing but the part goes to the device."""
+        if self.size > 1 and parallel == "fsdp":
+            return shard(module, self.device)
+        module.to(self.device)
         if self.size == 1:
             return module
-        if parallel == "fsdp":
-            return shard(module, self.device)
         return DistributedDataParallel(module, device_ids=[self.device.index] if self.device.type == "cuda" else None)
 
     def sync(self, model: nn.Module, now: bool) -> AbstractContextManager:

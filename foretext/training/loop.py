@@ -109,21 +109,20 @@ def train(objective: Objective, source: Source, output: str | Path, config: Trai
     output = Path(output)
     tune_allocator()
     torch.backends.cuda.enable_cudnn_sdp(False)  # its gradients with a mask may be nan (torch 2.11 to 2.13, H100 and H200)
-    shared_out = config.parallel == "fsdp" and world.size > 1  # then a device need not hold all weights first
-    objective.to("cpu" if shared_out else world.device).train()
+    objective.train()
     objective.encoder.compute_dtype = compute_dtype(config, world.device)
     if config.checkpoint_activations:
         recompute_activations(objective)
+    measured = config.micro_tokens == "auto"
     model, given = world.wrap(objective, config.parallel), objective
     if sharded(model):
         if judge:
             raise UserError("training.parallel: fsdp cannot search while it trains (training.patience, valid_split): take ddp")
-        if config.micro_tokens == "auto":
+        if measured:
             raise UserError("training.micro_tokens: auto may run out of memory while it tries, and then processes that share weights would "
                             "wait for each other for ever: set a number with training.parallel fsdp")
         objective = model
     optimizer = make_optimizer(objective, config.optim)
-    measured = config.micro_tokens == "auto"
     rounds = Rounds(objective, source, valid, config.batch_size, SMALLEST if measured else config.micro_tokens, config.seed, world)
     state = {"step": 0, "updates": 0, "tokens": 0, "best": None, "best_step": None, "waited": 0, "valid": {}}
 

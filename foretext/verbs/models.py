@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from foretext.errors import UserError
-from foretext.model.precision import has_bf16
+from foretext.model.precision import default_device, has_bf16
 from foretext.retrieval.embed import TextEncoder
 from foretext.training.loop import tune_allocator
 
@@ -36,5 +36,5 @@ def encoding_dtype(name: str, device: str | torch.device | None = None) -> torch
     """What auto, bf16 or fp32 means on this device (default: the GPU if there is one)."""
     if name not in DTYPES:
         raise UserError(f"--dtype {name}: there are {', '.join(DTYPES)}")
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = default_device(device)
     return DTYPES[name] or (torch.bfloat16 if has_bf16(device) else torch.float32)

@@ -28,6 +28,7 @@ from foretext.training.distributed import World
 from foretext.verbs.models import model_folder, open_encoder
 
 CANDIDATES = 100  # of each ranking that a hybrid search fuses
+RUN_DEPTH = 1000  # documents of each query in a run: recall is measured down to there
 
 
 def encode(model: str | Path, documents: Iterable[Document], output: str | Path, shard: tuple[int, int] = (0, 1),
@@ -207,8 +208,8 @@ def search(folder: str | Path, queries: Sequence[str], k: int = 10, hybrid: bool
     return Searcher(folder, exact).search(queries, k, hybrid)
 
 
-def search_file(folder: str | Path, queries: str | Path, output: str | Path, k: int = 1000, hybrid: bool = False, exact: bool = False,
-                shard: tuple[int, int] = (0, 1), overwrite: bool = False) -> list[str] | None:
+def search_file(folder: str | Path, queries: str | Path, output: str | Path, k: int = RUN_DEPTH, hybrid: bool = False,
+                exact: bool = False, shard: tuple[int, int] = (0, 1), overwrite: bool = False) -> list[str] | None:
     """Search for every query of a queries.jsonl and write a TREC run; under torchrun the processes share the vectors.
 
     Args:
@@ -230,7 +231,7 @@ def search_file(folder: str | Path, queries: str | Path, output: str | Path, k: 
     return [*summary.report(), f"{output}: up to {k:,} documents for each of {len(run):,} queries"] if world.first else None
 
 
-def join(folder: str | Path, parts: Sequence[str | Path], output: str | Path, k: int = 1000, overwrite: bool = False) -> list[str]:
+def join(folder: str | Path, parts: Sequence[str | Path], output: str | Path, k: int = RUN_DEPTH, overwrite: bool = False) -> list[str]:
     """One run of the runs that searched parts of a folder's vectors: the best k, ties in the order of the folder."""
     refuse_existing(output, overwrite)
     place = {identifier: row for row, identifier in enumerate(open_vectors(_index_folder(folder)).ids)}
